@@ -1,0 +1,356 @@
+"""A checkpoint on disk: its config, its files, and its tensors, read lazily."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import pickle
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from edgezoo_core.errors import CheckpointError, listing, nearest
+from edgezoo_core.types import Progress, silent
+
+logger = logging.getLogger(__name__)
+
+SAFETENSORS_INDEX = "model.safetensors.index.json"
+PYTORCH_INDEX = "pytorch_model.bin.index.json"
+PYTORCH_SUFFIXES = (".bin", ".pt", ".ckpt")
+#: Files beside the weights that a trainer leaves and that hold no model.
+NOT_WEIGHTS = ("optimizer", "scheduler", "training_args", "rng_state", "trainer_state")
+#: Tokenizer and text files that go with a checkpoint; recorded, and read by `edgezoo run`.
+TEXT_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+
+FLOATS = {torch.float32, torch.float16, torch.bfloat16, torch.float64}
+_SAFETENSORS_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """A file that was read: name inside the checkpoint, bytes, sha256 in hex."""
+
+    name: str
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor of a checkpoint, not read yet.
+
+    Attributes:
+        name: As the checkpoint spells it.
+        shape: Its dimensions.
+        dtype: As stored: float64, float32, float16 or bfloat16; None for any other.
+        file: Name of the file that holds it.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype | None
+    file: str
+    _get: Callable[[], torch.Tensor] = field(repr=False)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Its own name."""
+        return (self.name,)
+
+    def read(self) -> torch.Tensor:
+        """Reads it: dtype as stored, on the CPU."""
+        return self._get()
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A folder with a model in it.
+
+    Attributes:
+        source: `org/name@commit`, or the folder's path.
+        folder: Where the files are.
+        config: The parsed config.json, None where there is none.
+        tensors: All tensors by name.
+        files: Names of the files that belong to it, config and tokenizer included.
+    """
+
+    source: str
+    folder: Path
+    config: Mapping[str, Any] | None
+    tensors: Mapping[str, StoredTensor]
+    files: tuple[str, ...]
+
+    def tensor(self, name: str) -> StoredTensor:
+        """Returns a tensor by name.
+
+        Raises:
+            CheckpointError: There is none; the message names the nearest.
+        """
+        if name not in self.tensors:
+            guess = nearest(name, self.tensors)
+            raise CheckpointError(
+                f"{self.source}: no tensor {name}" + (f" (nearest: {guess})" if guess else ""),
+                remedy="correct the plugin's tensor names for this checkpoint",
+            )
+        return self.tensors[name]
+
+    def hash_files(self, progress: Progress = silent) -> tuple[SourceFile, ...]:
+        """Reads every file once and returns its size and sha256."""
+        progress("hashing the checkpoint")
+        return tuple(
+            SourceFile(name, (self.folder / name).stat().st_size, sha256(self.folder / name))
+            for name in self.files
+        )
+
+
+def sha256(path: Path) -> str:
+    """Returns the sha256 of a file in hex."""
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def read_config(folder: Path) -> Mapping[str, Any] | None:
+    """Reads a folder's config.json, or returns None where there is none.
+
+    Raises:
+        CheckpointError: It is not a JSON object.
+    """
+    path = folder / "config.json"
+    return _read_json(path) if path.is_file() else None
+
+
+def weight_files(names: Iterable[str]) -> tuple[str | None, tuple[str, ...]]:
+    """Chooses the files that hold the weights: safetensors before PyTorch, never both.
+
+    Args:
+        names: All file names at the top of a folder or repo.
+
+    Returns:
+        The index and no files, where an index says which they are; else None and the one file.
+
+    Raises:
+        CheckpointError: There are none, or several without an index.
+    """
+    present = set(names)
+    kinds = (
+        (SAFETENSORS_INDEX, "model.safetensors", (".safetensors",)),
+        (PYTORCH_INDEX, "pytorch_model.bin", PYTORCH_SUFFIXES),
+    )
+    for index, usual, suffixes in kinds:
+        if index in present:
+            return index, ()
+        if usual in present:
+            return None, (usual,)
+        found = sorted(
+            n
+            for n in present
+            if n.endswith(suffixes) and "/" not in n and not n.startswith(NOT_WEIGHTS)
+        )
+        if len(found) == 1:
+            return None, (found[0],)
+        if found:
+            raise CheckpointError(
+                f"several weight files and no {index}: {listing(found)}",
+                remedy=f"add the index, or keep one file, named {usual}",
+            )
+    raise CheckpointError(
+        "no weights: neither *.safetensors nor " + ", ".join(f"*{s}" for s in PYTORCH_SUFFIXES),
+        remedy="name a folder or repo that holds a model",
+    )
+
+
+def index_shards(index: Path) -> dict[str, str]:
+    """Reads an index: tensor name -> name of the file that holds it.
+
+    Raises:
+        CheckpointError: It is malformed, or names a path outside of the folder.
+    """
+    weight_map = _read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index.name}: no weight_map", remedy="obtain the checkpoint again")
+    for file in set(weight_map.values()):
+        path = PurePosixPath(str(file))
+        if not isinstance(file, str) or path.is_absolute() or ".." in path.parts or "\\" in file:
+            raise CheckpointError(
+                f"{index.name} names {file!r}, which is outside of the checkpoint",
+                remedy="do not use this checkpoint: its index was tampered with",
+            )
+    return weight_map
+
+
+def open_folder(folder: Path, source: str | None = None) -> Checkpoint:
+    """Opens the checkpoint in a folder, reading headers only.
+
+    Raises:
+        CheckpointError: There are no weights, a file is truncated, empty or garbage, the index and
+            the shards disagree, or a PyTorch file holds more than tensors.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder", remedy="check the path")
+    names = sorted(str(p.relative_to(folder)) for p in folder.iterdir() if p.is_file())
+    try:
+        index, files = weight_files(names)
+    except CheckpointError as e:
+        raise CheckpointError(f"{folder}: {e.message}", remedy=e.remedy) from e
+    tensors: dict[str, StoredTensor] = {}
+    if index:
+        expected = index_shards(folder / index)
+        files = tuple(sorted(set(expected.values())))
+        _check_shards_exist(folder, index, files)
+        for file in files:
+            shard = _open_weights(folder, file)
+            _compare_shard(index, file, {n for n, f in expected.items() if f == file}, shard.keys())
+            tensors.update(shard)
+    else:
+        tensors.update(_open_weights(folder, files[0]))
+    texts = [n for n in names if n in TEXT_FILES or n == "config.json"]
+    return Checkpoint(
+        source=source or str(folder),
+        folder=folder,
+        config=read_config(folder),
+        tensors=tensors,
+        files=(*sorted(texts), *([index] if index else []), *files),
+    )
+
+
+def _check_shards_exist(folder: Path, index: str, files: Iterable[str]) -> None:
+    missing = [f for f in files if not (folder / f).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{folder}: {index} names files that are not there: {listing(missing)}",
+            remedy="obtain the missing shards",
+        )
+
+
+def _compare_shard(index: str, file: str, expected: set[str], found: Iterable[str]) -> None:
+    found = set(found)
+    if expected == found:
+        return
+    absent, extra = sorted(expected - found), sorted(found - expected)
+    parts = []
+    if absent:
+        parts.append(f"the index names tensors that it lacks: {listing(absent)}")
+    if extra:
+        parts.append(f"it holds tensors that the index lacks: {listing(extra)}")
+    raise CheckpointError(
+        f"{file} does not agree with {index}: {'; '.join(parts)}",
+        remedy="obtain index and shards from the same revision",
+    )
+
+
+def _open_weights(folder: Path, file: str) -> dict[str, StoredTensor]:
+    path = folder / file
+    if path.stat().st_size == 0:
+        raise CheckpointError(f"{path} is empty", remedy="obtain the file again")
+    if file.endswith(".safetensors"):
+        return _open_safetensors(path, file)
+    return _open_pytorch(path, file)
+
+
+def _open_safetensors(path: Path, file: str) -> dict[str, StoredTensor]:
+    try:
+        handle = safe_open(path, framework="pt")
+        tensors = {}
+        for name in handle.keys():  # noqa: SIM118 - safe_open is no mapping
+            view = handle.get_slice(name)
+            dtype = _SAFETENSORS_DTYPES.get(view.get_dtype())
+            get = partial(handle.get_tensor, name)
+            tensors[name] = StoredTensor(name, tuple(view.get_shape()), dtype, file, get)
+    except (SafetensorError, OSError, ValueError) as e:
+        raise CheckpointError(
+            f"{path} is no readable safetensors file: {e}",
+            remedy="it is truncated or damaged: obtain the file again",
+        ) from e
+    return tensors
+
+
+def _open_pytorch(path: Path, file: str) -> dict[str, StoredTensor]:
+    state = _unpickle(path)
+    if isinstance(state, dict) and isinstance(state.get("model_state_dict"), dict):
+        state = state["model_state_dict"]
+    if not isinstance(state, dict) or not state:
+        raise CheckpointError(
+            f"{path} holds no state dict",
+            remedy="save the model with torch.save(model.state_dict())",
+        )
+    others = sorted(str(n) for n, v in state.items() if not isinstance(v, torch.Tensor))
+    if others:
+        raise CheckpointError(
+            f"{path} holds entries that are no tensors: {listing(others)}",
+            remedy="save the model's state dict alone",
+        )
+    return {
+        name: StoredTensor(
+            name,
+            tuple(t.shape),
+            t.dtype if t.dtype in FLOATS else None,
+            file,
+            partial(_identity, t),
+        )
+        for name, t in state.items()
+    }
+
+
+def _identity(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
+
+
+def _unpickle(path: Path) -> Any:
+    # weights_only: nothing but tensors and plain containers is ever built from the file.
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as e:
+        raise _refused_pickle(path, e) from e
+    except (RuntimeError, OSError, EOFError, ValueError) as mmap_failure:
+        logger.info("%s: not mappable (%s); reading it whole", path, mmap_failure)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as e:
+        raise _refused_pickle(path, e) from e
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, IndexError) as e:
+        raise CheckpointError(
+            f"{path} is no readable PyTorch file: {e}",
+            remedy="it is truncated or damaged: obtain the file again",
+        ) from e
+
+
+def _refused_pickle(path: Path, cause: Exception) -> CheckpointError:
+    reason = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
+    return CheckpointError(
+        f"{path} is damaged, or holds more than tensors, and edgezoo runs no code of a checkpoint"
+        f" ({reason})",
+        remedy="obtain the checkpoint as safetensors",
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise CheckpointError(f"{path}: {e.strerror or e}", remedy="check the file") from e
+    except (ValueError, RecursionError) as e:
+        raise CheckpointError(f"{path} is not JSON: {e}", remedy="obtain the file again") from e
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} is no JSON object", remedy="obtain the file again")
+    return value

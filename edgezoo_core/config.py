@@ -1,0 +1,270 @@
+"""config.json as an author reads it: every field read, inert with a reason, or refused."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+from edgezoo_core.errors import ConfigError, listing
+
+T = TypeVar("T")
+
+
+class _Required:
+    def __repr__(self) -> str:
+        return "REQUIRED"
+
+
+REQUIRED: Final = _Required()
+
+_STORAGE = "the tensors say themselves how they are stored"
+_TRAINING = "matters in training only"
+_TOKENS = "belongs to tokenizer and generation, not to the graph"
+_OUTPUTS = "chooses what a Python call returns, not what is computed"
+_BOOKKEEPING = "names or describes the checkpoint"
+
+#: Fields that no author has to read, with the reason why they cannot change the graph.
+INERT: Mapping[str, str] = {
+    "_attn_implementation_autoset": "chooses a kernel, not the mathematics",
+    "_name_or_path": _BOOKKEEPING,
+    "architectures": "chose the family",
+    "attention_dropout": _TRAINING,
+    "auto_map": "remote code is never run",
+    "bos_token_id": _TOKENS,
+    "chunk_size_feed_forward": "computes the same in pieces",
+    "dtype": _STORAGE,
+    "embd_pdrop": _TRAINING,
+    "eos_token_id": _TOKENS,
+    "finetuning_task": _BOOKKEEPING,
+    "id2label": "belongs to classification heads",
+    "initializer_range": _TRAINING,
+    "label2id": "belongs to classification heads",
+    "model_type": _BOOKKEEPING,
+    "output_attentions": _OUTPUTS,
+    "output_hidden_states": _OUTPUTS,
+    "pad_token_id": _TOKENS,
+    "problem_type": _BOOKKEEPING,
+    "resid_pdrop": _TRAINING,
+    "return_dict": _OUTPUTS,
+    "tokenizer_class": _TOKENS,
+    "torch_dtype": _STORAGE,
+    "transformers_version": _BOOKKEEPING,
+    "unsloth_fixed": _BOOKKEEPING,
+    "unsloth_version": _BOOKKEEPING,
+    "use_cache": _OUTPUTS,
+}
+
+#: Fields that change the mathematics wherever they occur, with the values that mean "not used".
+#: Unless its author reads it, such a field is refused at any other value.
+CHANGES_MATHEMATICS: Mapping[str, tuple[Any, ...]] = {
+    "attention_bias": (None, False),
+    "attention_multiplier": (None,),
+    "attn_logit_softcapping": (None,),
+    "embedding_multiplier": (None, 1, 1.0),
+    "final_logit_softcapping": (None,),
+    "is_encoder_decoder": (None, False),
+    "logit_scale": (None, 1, 1.0),
+    "logits_scaling": (None, 1, 1.0),
+    "mlp_bias": (None, False),
+    "num_local_experts": (None, 0, 1),
+    "qk_layernorm": (None, False),
+    "quantization_config": (None,),
+    "query_pre_attn_scalar": (None,),
+    "residual_multiplier": (None, 1, 1.0),
+    "rope_scaling": (None,),
+    "sliding_window": (None,),
+    "use_bidirectional_attention": (None, False),
+    "use_parallel_residual": (None,),
+    "use_qk_norm": (None, False),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Rope:
+    """Rotary position embedding without scaling.
+
+    Attributes:
+        theta: Base of the frequencies.
+        partial_factor: Share of each head's dimensions that is rotated, in (0, 1].
+    """
+
+    theta: float
+    partial_factor: float
+
+
+class Config(Mapping[str, Any]):
+    """The fields of a `config.json`, remembering which were read.
+
+    The accessors take the default that transformers' own configuration class has, since older
+    checkpoints leave such fields out.
+
+    Args:
+        fields: The parsed file.
+        where: Names the file in messages.
+    """
+
+    def __init__(self, fields: Mapping[str, Any], where: str) -> None:
+        self._fields = dict(fields)
+        self._read: set[str] = set()
+        self._inert: dict[str, str] = {}
+        self.where = where
+
+    def __getitem__(self, name: str) -> Any:
+        self._read.add(name)
+        return self._fields[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._fields)
+
+    def __len__(self) -> int:
+        return len(self._fields)
+
+    def integer(self, name: str, default: int | _Required | None = REQUIRED) -> int:
+        """Returns a positive integer.
+
+        Raises:
+            ConfigError: It is missing without a default, or no positive integer.
+        """
+        value = self._value(name, default)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise self._wrong(name, value, "a positive integer")
+        return value
+
+    def number(self, name: str, default: float | _Required = REQUIRED) -> float:
+        """Returns a finite positive number.
+
+        Raises:
+            ConfigError: It is missing without a default, or not such a number.
+        """
+        return self._number(name, self._value(name, default))
+
+    def flag(self, name: str, default: bool | _Required = REQUIRED) -> bool:
+        """Returns a boolean.
+
+        Raises:
+            ConfigError: It is missing without a default, or no boolean.
+        """
+        value = self._value(name, default)
+        if not isinstance(value, bool):
+            raise self._wrong(name, value, "true or false")
+        return value
+
+    def choice(
+        self, name: str, meanings: Mapping[str, T], default: str | _Required = REQUIRED
+    ) -> T:
+        """Returns what the field's value means in `meanings`.
+
+        Raises:
+            ConfigError: It is missing without a default, or none of `meanings`.
+        """
+        value = self._value(name, default)
+        if not isinstance(value, str) or value not in meanings:
+            raise self.refused(name, value, f"implemented: {listing(sorted(meanings))}")
+        return meanings[value]
+
+    def only(self, name: str, *allowed: Any) -> None:
+        """Accepts the field where it is absent or has one of the allowed values.
+
+        Raises:
+            ConfigError: It has another value: something that the author did not implement.
+        """
+        value = self._value(name, allowed[0])
+        if not any(value is a or (type(value) is type(a) and value == a) for a in allowed):
+            raise self.refused(name, value, f"implemented: {listing(repr(a) for a in allowed)}")
+
+    def inert(self, name: str, reason: str) -> None:
+        """Declares that the field cannot change the graph, and why."""
+        self._inert[name] = reason
+
+    def rope(self, default_theta: float = 10000.0, default_partial_factor: float = 1.0) -> Rope:
+        """Returns the rotary embedding, in the older spelling or the newer.
+
+        Older: `rope_theta`, `partial_rotary_factor`, `rope_scaling` side by side. Newer
+        (transformers 5): all of them in `rope_parameters`.
+
+        Raises:
+            ConfigError: Scaled rope, a field of it that is not known, or the two spellings disagree.
+        """
+        nested: dict[str, Any] = {}
+        for field in ("rope_parameters", "rope_scaling"):
+            value = self._value(field, None)
+            if value is None:
+                continue
+            if not isinstance(value, dict):
+                raise self._wrong(field, value, "an object")
+            kind = value.get("rope_type", value.get("type", "default"))
+            if kind != "default":
+                raise self.refused(f"{field}.rope_type", kind, "implemented: 'default'")
+            known = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
+            unknown = {k: v for k, v in value.items() if k not in known and v is not None}
+            if unknown:
+                name = min(unknown)
+                raise self.refused(
+                    f"{field}.{name}", unknown[name], "scaled rope is not implemented"
+                )
+            nested.update({k: v for k, v in value.items() if v is not None})
+        theta = self._rope_field("rope_theta", nested, default_theta)
+        factor = self._rope_field("partial_rotary_factor", nested, default_partial_factor)
+        if factor > 1:
+            raise self._wrong("partial_rotary_factor", factor, "at most 1")
+        return Rope(theta, factor)
+
+    def _rope_field(self, name: str, nested: Mapping[str, Any], default: float) -> float:
+        outer = self._value(name, None)
+        inner = nested.get(name)
+        if outer is not None and inner is not None and outer != inner:
+            raise ConfigError(
+                f"{self.where}: {name} is {outer!r}, but {inner!r} in rope_parameters",
+                remedy="find out which the model was trained with and remove the other",
+            )
+        value = outer if outer is not None else inner
+        return self._number(name, default if value is None else value)
+
+    def refused(self, name: str, value: Any, why: str) -> ConfigError:
+        """Returns the error for a field whose value the author does not implement."""
+        return ConfigError(
+            f"{self.where}: {name} = {value!r} is not implemented by this family ({why})",
+            remedy="use a checkpoint without it, or a plugin that implements it",
+        )
+
+    def leftovers(self) -> dict[str, Any]:
+        """Returns the fields that are neither read nor inert: unknown."""
+        known = self._read | INERT.keys() | self._inert.keys()
+        return {name: value for name, value in self._fields.items() if name not in known}
+
+    def account(self) -> dict[str, Any]:
+        """Returns what became of every field: names that were read, and reasons of the inert."""
+        reasons = {**INERT, **self._inert}
+        return {
+            "read": sorted(self._read & self._fields.keys()),
+            "inert": {
+                n: reasons[n] for n in sorted(self._fields) if n in reasons and n not in self._read
+            },
+            "unknown": dict(sorted(self.leftovers().items())),
+        }
+
+    def _value(self, name: str, default: Any) -> Any:
+        self._read.add(name)
+        value = self._fields.get(name)
+        if value is None:
+            if default is REQUIRED:
+                raise ConfigError(
+                    f"{self.where}: {name} is missing",
+                    remedy="add it to the checkpoint's config.json",
+                )
+            return default
+        return value
+
+    def _number(self, name: str, value: Any) -> float:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not math.isfinite(value) or value <= 0:
+            raise self._wrong(name, value, "a positive number")
+        return float(value)
+
+    def _wrong(self, name: str, value: Any, expected: str) -> ConfigError:
+        return ConfigError(
+            f"{self.where}: {name} is {value!r}, expected {expected}",
+            remedy="correct the checkpoint's config.json",
+        )

@@ -1,0 +1,56 @@
+"""The core's own plugin, asked last: a decoder-only model needs nothing else."""
+
+from __future__ import annotations
+
+import torch
+from litert_torch.generative.layers.kv_cache import (
+    KV_LAYOUT_DEFAULT,
+    KV_LAYOUT_TRANSPOSED,
+    KVCache,
+)
+from litert_torch.generative.utilities.converter import ExportableModule
+from litert_torch.generative.utilities.export_config import ExportConfig
+
+from edgezoo_core import hookimpl, mapping
+from edgezoo_core import recipe as recipes
+from edgezoo_core.checkpoint import Checkpoint
+from edgezoo_core.mapping import TensorNames
+from edgezoo_core.types import LazyTensor, Model, QuantPlan, Recipe, Signature, SignatureOptions
+
+_LAYOUTS = {"default": KV_LAYOUT_DEFAULT, "transposed": KV_LAYOUT_TRANSPOSED}
+
+
+@hookimpl
+def load(
+    module: torch.nn.Module, checkpoint: Checkpoint, tensor_names: TensorNames
+) -> dict[str, LazyTensor]:
+    """Follows the author's tensor names."""
+    return mapping.map_parameters(module, checkpoint, tensor_names)
+
+
+@hookimpl
+def quant_recipe(model: Model, module: torch.nn.Module, recipe: Recipe) -> QuantPlan:
+    """Covers every Linear and Embedding of the module."""
+    return recipes.meet(recipe, module, model.source)
+
+
+@hookimpl
+def signatures(module: torch.nn.Module, options: SignatureOptions) -> list[Signature]:
+    """One prefill signature per length, and decode."""
+    layout = _LAYOUTS[options.kv_layout]
+    export = ExportConfig(kvcache_layout=layout, mask_as_input=options.mask_as_input)
+    exported = ExportableModule(module, export_config=export).eval()
+    kv_cache = KVCache.from_model_config(options.kv_cache_length, module.config, kv_layout=layout)
+
+    def signature(name: str, length: int) -> Signature:
+        inputs = {
+            "tokens": torch.zeros((1, length), dtype=torch.int32),
+            "input_pos": torch.arange(length, dtype=torch.int32),
+            "kv_cache": kv_cache,
+        }
+        if options.mask_as_input:
+            inputs["mask"] = torch.zeros((1, 1, length, options.kv_cache_length))
+        return Signature(name, exported, inputs)
+
+    prefill = [signature(f"prefill_{n}", n) for n in options.prefill_lengths]
+    return [*prefill, signature("decode", 1)]

@@ -1,0 +1,146 @@
+"""A checkpoint becomes a module: author, names, load; every field and tensor accounted for."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from edgezoo_core import mapping
+from edgezoo_core.checkpoint import Checkpoint
+from edgezoo_core.config import CHANGES_MATHEMATICS, Config
+from edgezoo_core.errors import ConversionError, PluginError, listing
+from edgezoo_core.types import LazyTensor, Model, Progress, SignatureOptions, silent
+
+if TYPE_CHECKING:
+    from edgezoo_core.plugins import LoadedPlugin
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class AuthoredModel:
+    """A re-authored module and where its weights are; none is read yet.
+
+    Attributes:
+        model: What is being converted.
+        module: The module, parameters on meta.
+        weights: Parameter name -> lazy tensor.
+        config_account: What became of each config field: read, inert, unknown.
+        warnings: What the manifest must say about the config.
+    """
+
+    model: Model
+    module: torch.nn.Module
+    weights: Mapping[str, LazyTensor]
+    config_account: Mapping[str, Any]
+    warnings: tuple[str, ...]
+
+
+def build(
+    plugin: LoadedPlugin, model: Model, checkpoint: Checkpoint, fields: Mapping[str, Any]
+) -> AuthoredModel:
+    """Authors the module and maps its weights.
+
+    Args:
+        plugin: The family's hooks.
+        model: What is being converted.
+        checkpoint: Its files.
+        fields: config.json, or what stands in for it.
+
+    Raises:
+        ConfigError: A field is missing, malformed, or changes the mathematics unread.
+        CheckpointError: The tensors do not fit.
+        PluginError: A hook failed.
+    """
+    config = Config(fields, f"config.json of {model.source}")
+    module = plugin.author(model, config)
+    warnings = check_leftovers(config)
+    names = plugin.tensor_names(model, config, frozenset(checkpoint.tensors))
+    weights = plugin.load(model, module, checkpoint, names)
+    mapping.check(module, weights, checkpoint)
+    return AuthoredModel(model, module, weights, config.account(), tuple(warnings))
+
+
+def check_leftovers(config: Config) -> list[str]:
+    """Refuses fields that may change the mathematics and that the author did not read.
+
+    Returns:
+        A warning for each field that nobody knows.
+
+    Raises:
+        ConfigError: A field is known to matter, or differs from transformers' default.
+    """
+    warnings = []
+    defaults: Mapping[str, Any] | None = None
+    for name, value in config.leftovers().items():
+        if name in CHANGES_MATHEMATICS:
+            if not any(value is a or value == a for a in CHANGES_MATHEMATICS[name]):
+                raise config.refused(name, value, "it changes the mathematics")
+            continue
+        if defaults is None:
+            defaults = _transformers_defaults(config)
+        if name in defaults:
+            if value != defaults[name]:
+                raise config.refused(name, value, f"transformers' default is {defaults[name]!r}")
+        elif value is not None:
+            warnings.append(f"config.json: {name} = {value!r} is not known and was ignored")
+    for warning in warnings:
+        logger.warning("%s", warning)
+    return warnings
+
+
+def _transformers_defaults(config: Config) -> Mapping[str, Any]:
+    from transformers import CONFIG_MAPPING
+
+    kind = dict(config).get("model_type")
+    return CONFIG_MAPPING[kind]().to_dict() if kind in CONFIG_MAPPING else {}
+
+
+def prepare(module: torch.nn.Module, options: SignatureOptions) -> None:
+    """Checks the options against the model, and builds the mask cache where one is needed.
+
+    Raises:
+        ConversionError: The KV cache is longer than the model's context.
+    """
+    context = module.config.max_seq_len
+    if options.kv_cache_length > context:
+        raise ConversionError(
+            f"a KV cache of {options.kv_cache_length} slots is longer than the model's context of"
+            f" {context} tokens",
+            remedy=f"pass --kv-cache {context} or less",
+        )
+    # The author does not know the KV length; a mask that is an input needs no cache.
+    module.build_mask_cache(0 if options.mask_as_input else options.kv_cache_length)
+
+
+def materialize(authored: AuthoredModel, progress: Progress = silent) -> torch.nn.Module:
+    """Reads all weights into the module as float32 and ties what is tied.
+
+    Memory: 4 bytes per parameter, plus one tensor.
+
+    Raises:
+        PluginError: A tensor is still on meta afterwards.
+    """
+    module = authored.module
+    progress("loading weights")
+    holders: dict[int, list[str]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        holders.setdefault(id(parameter), []).append(name)
+    for names in holders.values():
+        key = next(n for n in names if n in authored.weights)
+        value = authored.weights[key].read().to(torch.float32).contiguous()
+        tensor = torch.nn.Parameter(value, requires_grad=False)
+        for name in names:
+            owner, _, attribute = name.rpartition(".")
+            setattr(module.get_submodule(owner), attribute, tensor)
+    left = [n for n, t in [*module.named_parameters(), *module.named_buffers()] if t.is_meta]
+    if left:
+        raise PluginError(
+            f"no weights were mapped for {listing(left)}",
+            remedy="make the plugin's author create buffers on the CPU, or map them in load",
+        )
+    return module

@@ -1,0 +1,287 @@
+"""Recipes: from a name or a TOML file to the format of every weight."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgezoo_core.errors import RecipeError, listing, nearest
+from edgezoo_core.types import PARTS, Operator, QuantPlan, Recipe, WeightFormat, WeightRule
+
+if TYPE_CHECKING:
+    import torch
+
+#: Every format that ai-edge-quantizer 0.10 and the LiteRT interpreter both take for
+#: FULLY_CONNECTED and EMBEDDING_LOOKUP.
+FORMATS: Mapping[str, WeightFormat | None] = {
+    "none": None,
+    **{
+        f.name: f
+        for f in (
+            WeightFormat("fp16", 16, is_float=True, is_dynamic=False),
+            WeightFormat("weight_only_int8", 8, is_float=False, is_dynamic=False),
+            WeightFormat("weight_only_int4", 4, is_float=False, is_dynamic=False),
+            WeightFormat("dynamic_int8", 8, is_float=False, is_dynamic=True),
+            WeightFormat("dynamic_int4", 4, is_float=False, is_dynamic=True),
+            WeightFormat("dynamic_int4_block32", 4, is_float=False, is_dynamic=True, block_size=32),
+            WeightFormat("dynamic_int4_block64", 4, is_float=False, is_dynamic=True, block_size=64),
+            WeightFormat(
+                "dynamic_int4_block128", 4, is_float=False, is_dynamic=True, block_size=128
+            ),
+            WeightFormat(
+                "dynamic_int4_block256", 4, is_float=False, is_dynamic=True, block_size=256
+            ),
+        )
+    },
+}
+
+#: Formats that people ask for, with the reason why there are none such.
+REFUSED: tuple[tuple[re.Pattern[str], str], ...] = (
+    (re.compile(r"\w*int8_block\d+"), "ai-edge-quantizer refuses int8 by blocks"),
+    (
+        re.compile(r"weight_only_int4_block\d+"),
+        "ai-edge-quantizer refuses weight-only int4 by blocks",
+    ),
+    (
+        re.compile(r"static_\w+"),
+        "static activations need calibration, which edgezoo does not do yet",
+    ),
+)
+
+#: The recipes by name; those that are formats store every weight in it.
+RECIPES: Mapping[str, str] = {
+    "none": "float32, as exact as the checkpoint",
+    "fp16": "float16 weights, computed in float32",
+    "weight_only_int8": "int8 weights, one scale per output channel, computed in float32",
+    "dynamic_int8": "int8 weights and, at run time, int8 activations",
+    "dynamic_int8_linear": "dynamic_int8 for linear layers, the embedding stays float32",
+    "dynamic_int4_block32": "int4 weights in blocks of 32, int8 activations",
+    "dynamic_int4_block128": "int4 weights in blocks of 128, int8 activations",
+}
+DEFAULT = "dynamic_int8"
+
+#: Names that stand for several parts in a recipe file.
+GROUPS: Mapping[str, tuple[str, ...]] = {
+    "attention": ("qkv", "o"),
+    "feedforward": ("gate", "up", "down"),
+}
+
+_PARAMETER = re.compile(r"transformer_blocks\.(?P<layer>\d+)\.(?P<module>[\w.]+)\.weight")
+_BLOCK_PARTS = {
+    "atten_func.qkv_projection": "qkv",
+    "atten_func.output_projection": "o",
+    "ff.w2": "down",
+    "ff.w3": "up",
+}
+
+
+def resolve(text: str) -> Recipe:
+    """Returns the recipe of a name, or of a file that ends in `.toml`.
+
+    Raises:
+        RecipeError: There is no such recipe, or the file is malformed.
+    """
+    if text.endswith(".toml"):
+        return read(Path(text).expanduser())
+    if text == "dynamic_int8_linear":
+        return Recipe(text, FORMATS["dynamic_int8"], {"embedding": None})
+    if text in RECIPES:
+        return Recipe(text, FORMATS[text])
+    guess = nearest(text, RECIPES)
+    raise RecipeError(
+        f"no recipe is called {text!r} (there are {listing(RECIPES)})",
+        remedy=f"did you mean {guess}?" if guess else "choose one, or name a .toml file",
+    )
+
+
+def read(path: Path) -> Recipe:
+    """Reads a recipe file.
+
+    Keys: `name`, `default`, the parts (`PARTS`), the groups `attention` and `feedforward`, and
+    tables `[layers.N]` with parts and groups, where N is an index (negative counts from the end)
+    or a range `"2-5"`. Values are names of formats. A part beats its group, a layer beats both.
+
+    Raises:
+        RecipeError: The file cannot be read, or a key or value is unknown.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise RecipeError(f"{path}: {e.strerror or e}", remedy="check the path") from e
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+        raise RecipeError(f"{path}: not TOML: {e}", remedy="correct the file") from e
+    name = values.pop("name", path.stem)
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
+        raise RecipeError(
+            f"{path}: name {name!r} does not fit into a file name", remedy="rename it"
+        )
+    if name in RECIPES:
+        raise RecipeError(f"{path}: {name} is the name of a built-in recipe", remedy="set `name`")
+    layers = values.pop("layers", {})
+    if not isinstance(layers, dict) or not all(isinstance(v, dict) for v in layers.values()):
+        raise RecipeError(f"{path}: layers must be tables", remedy="write [layers.0]")
+    default = _format(values.pop("default", "none"), f"{path}: default")
+    parts = _parts(values, str(path))
+    overrides: dict[int, Mapping[str, WeightFormat | None]] = {}
+    for key, table in layers.items():
+        chosen = _parts(table, f"{path}: layers.{key}")
+        for index in _layer_indexes(key, path):
+            overrides[index] = {**overrides.get(index, {}), **chosen}
+    return Recipe(name, default, parts, overrides)
+
+
+def meet(recipe: Recipe, module: torch.nn.Module, where: str) -> QuantPlan:
+    """Applies a recipe to every Linear and Embedding of a module.
+
+    Args:
+        recipe: What the user asked for.
+        module: The authored module.
+        where: Names the model in messages.
+
+    Raises:
+        RecipeError: The recipe names a layer or part that the model lacks, or a block size that
+            does not divide a weight's input channels.
+    """
+    weights = _weights(module)
+    count = 1 + max((w[3] for w in weights if w[3] is not None), default=-1)
+    overrides = _resolve_layers(recipe, count, where)
+    present = {part for _, _, part, _, _ in weights}
+    for table in (recipe.parts, *recipe.layers.values()):
+        for part in table:
+            # A gated feed-forward has a gate, a sequential one has not; groups may name both.
+            if part not in present and part != "gate":
+                raise RecipeError(
+                    f"recipe {recipe.name} names {part}, which {where} lacks"
+                    f" (it has {listing(sorted(present))})",
+                    remedy=f"remove {part} from the recipe",
+                )
+    rules = []
+    for parameter, operator, part, layer, shape in weights:
+        chosen = recipe.parts.get(part, recipe.default)
+        if layer is not None and part in overrides.get(layer, {}):
+            chosen = overrides[layer][part]
+        rules.append(WeightRule(parameter, operator, part, layer, shape, chosen))
+    _check_blocks(recipe, rules)
+    return QuantPlan(recipe.name, tuple(rules))
+
+
+def growth_bytes(plan: QuantPlan) -> int:
+    """Returns the bytes that a tied weight costs more because its two uses differ in format."""
+    by_parameter: dict[str, dict[str, int]] = {}
+    for rule in plan.rules:
+        size = (
+            rule.format.size_bytes(rule.shape) if rule.format else 4 * rule.shape[0] * rule.shape[1]
+        )
+        key = rule.format.name if rule.format else "none"
+        by_parameter.setdefault(rule.parameter, {})[key] = size
+    return sum(sum(s.values()) - max(s.values()) for s in by_parameter.values())
+
+
+def part_of(parameter: str, *, is_gated: bool) -> tuple[str, int | None]:
+    """Returns the part and layer of a parameter of litert-torch's decoder."""
+    match = _PARAMETER.fullmatch(parameter)
+    if match:
+        part = _BLOCK_PARTS.get(match["module"])
+        if match["module"] == "ff.w1":
+            part = "gate" if is_gated else "up"
+        return part or parameter, int(match["layer"])
+    top = {"tok_embedding.weight": "embedding", "lm_head.weight": "lm_head"}
+    return top.get(parameter, parameter), None
+
+
+_Weight = tuple[str, Operator, str, int | None, tuple[int, int]]
+
+
+def _weights(module: torch.nn.Module) -> list[_Weight]:
+    """Lists each use of a weight matrix: parameter, operator, part, layer, shape."""
+    import torch
+
+    names = {id(p): n for n, p in module.named_parameters()}
+    weights: list[_Weight] = []
+    for path, child in module.named_modules():
+        if not isinstance(child, torch.nn.Linear | torch.nn.Embedding):
+            continue
+        is_gated = hasattr(module.get_submodule(path.rpartition(".")[0]), "w3")
+        part, layer = part_of(f"{path}.weight", is_gated=is_gated)
+        embeds = isinstance(child, torch.nn.Embedding)
+        operator: Operator = "EMBEDDING_LOOKUP" if embeds else "FULLY_CONNECTED"
+        rows, columns = child.weight.shape
+        # A tied head goes by the name of the embedding, under which it is stored.
+        weights.append((names[id(child.weight)], operator, part, layer, (rows, columns)))
+    return weights
+
+
+def _resolve_layers(
+    recipe: Recipe, count: int, where: str
+) -> dict[int, Mapping[str, WeightFormat | None]]:
+    resolved: dict[int, Mapping[str, WeightFormat | None]] = {}
+    for index, table in sorted(recipe.layers.items()):
+        layer = index + count if index < 0 else index
+        if not 0 <= layer < count:
+            raise RecipeError(
+                f"recipe {recipe.name} names layer {index}, but {where} has {count} layers",
+                remedy=f"name layers from 0 to {count - 1}, or from -{count} to -1",
+            )
+        resolved[layer] = {**resolved.get(layer, {}), **table}
+    return resolved
+
+
+def _check_blocks(recipe: Recipe, rules: list[WeightRule]) -> None:
+    misfits: dict[str, None] = {}
+    for rule in rules:
+        block = rule.format.block_size if rule.format else None
+        if block and rule.shape[1] % block:
+            place = rule.part if rule.layer is None else f"layers.{rule.layer}.{rule.part}"
+            misfits[f"{place} ({rule.shape[1]} input channels, blocks of {block})"] = None
+    if misfits:
+        raise RecipeError(
+            f"recipe {recipe.name}: the block size does not divide the input channels of"
+            f" {listing(misfits)}",
+            remedy="choose a smaller block, or a recipe file with another format for these parts",
+        )
+
+
+def _format(value: Any, where: str) -> WeightFormat | None:
+    if isinstance(value, str):
+        if value in FORMATS:
+            return FORMATS[value]
+        for pattern, reason in REFUSED:
+            if pattern.fullmatch(value):
+                raise RecipeError(f"{where}: {value} is refused: {reason}", remedy="choose another")
+        guess = nearest(value, FORMATS)
+    else:
+        guess = None
+    raise RecipeError(
+        f"{where}: {value!r} is no format (there are {', '.join(FORMATS)})",
+        remedy=f"did you mean {guess}?" if guess else "choose one of them",
+    )
+
+
+def _parts(table: Mapping[str, Any], where: str) -> dict[str, WeightFormat | None]:
+    chosen: dict[str, WeightFormat | None] = {}
+    for key in sorted(table, key=lambda k: k not in GROUPS):  # groups first: a part beats its group
+        value = table[key]
+        if key not in GROUPS and key not in PARTS:
+            guess = nearest(key, [*PARTS, *GROUPS, "default", "layers", "name"])
+            raise RecipeError(
+                f"{where}: unknown key {key}",
+                remedy=f"did you mean {guess}?" if guess else f"parts are {', '.join(PARTS)}",
+            )
+        for part in GROUPS.get(key, (key,)):
+            chosen[part] = _format(value, f"{where}: {key}")
+    return chosen
+
+
+def _layer_indexes(key: str, path: Path) -> range:
+    match = re.fullmatch(r"(-?\d+)|(\d+)-(\d+)", key)
+    if not match or (match[2] and int(match[2]) > int(match[3])):
+        raise RecipeError(
+            f"{path}: layers.{key} is no layer",
+            remedy='write [layers.0], [layers.-1] or [layers."2-5"]',
+        )
+    if match[1]:
+        return range(int(match[1]), int(match[1]) + 1)
+    return range(int(match[2]), int(match[3]) + 1)

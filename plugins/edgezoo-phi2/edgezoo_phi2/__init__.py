@@ -1,0 +1,27 @@
+"""Phi-2 (and checkpoints of its architecture) for edgezoo."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edgezoo_core import hookimpl
+
+if TYPE_CHECKING:
+    from edgezoo_core.authoring import Config, DecoderOnlyModel, Model, TensorNames
+
+
+@hookimpl
+def author(model: Model, config: Config) -> DecoderOnlyModel:
+    """Builds the decoder that config.json describes."""
+    from edgezoo_core import authoring
+    from edgezoo_phi2 import phi2
+
+    return authoring.decoder(phi2.model_config(config))
+
+
+@hookimpl
+def tensor_names(config: Config, names: frozenset[str]) -> TensorNames:
+    """Says where each part stands in the checkpoint."""
+    from edgezoo_phi2 import phi2
+
+    return phi2.tensor_names(config, names)
