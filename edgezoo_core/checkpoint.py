@@ -188,12 +188,12 @@ def index_shards(index: Path) -> dict[str, str]:
     """
     weight_map = _read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index.name}: no weight_map", remedy="obtain the checkpoint again")
-    for file in set(weight_map.values()):
+        raise CheckpointError(f"{index}: no weight_map", remedy="obtain the checkpoint again")
+    for file in weight_map.values():
         path = PurePosixPath(str(file))
         if not isinstance(file, str) or path.is_absolute() or ".." in path.parts or "\\" in file:
             raise CheckpointError(
-                f"{index.name} names {file!r}, which is outside of the checkpoint",
+                f"{index} names {file!r}, which is outside of the checkpoint",
                 remedy="do not use this checkpoint: its index was tampered with",
             )
     return weight_map
@@ -220,7 +220,8 @@ def open_folder(folder: Path, source: str | None = None) -> Checkpoint:
         _check_shards_exist(folder, index, files)
         for file in files:
             shard = _open_weights(folder, file)
-            _compare_shard(index, file, {n for n, f in expected.items() if f == file}, shard.keys())
+            named = {n for n, f in expected.items() if f == file}
+            _compare_shard(folder / index, file, named, shard.keys())
             tensors.update(shard)
     else:
         tensors.update(_open_weights(folder, files[0]))
@@ -243,7 +244,7 @@ def _check_shards_exist(folder: Path, index: str, files: Iterable[str]) -> None:
         )
 
 
-def _compare_shard(index: str, file: str, expected: set[str], found: Iterable[str]) -> None:
+def _compare_shard(index: Path, file: str, expected: set[str], found: Iterable[str]) -> None:
     found = set(found)
     if expected == found:
         return
@@ -254,7 +255,7 @@ def _compare_shard(index: str, file: str, expected: set[str], found: Iterable[st
     if extra:
         parts.append(f"it holds tensors that the index lacks: {listing(extra)}")
     raise CheckpointError(
-        f"{file} does not agree with {index}: {'; '.join(parts)}",
+        f"{index.parent}: {file} does not agree with {index.name}: {'; '.join(parts)}",
         remedy="obtain index and shards from the same revision",
     )
 
@@ -270,7 +271,7 @@ def _open_weights(folder: Path, file: str) -> dict[str, StoredTensor]:
 
 def _open_safetensors(path: Path, file: str) -> dict[str, StoredTensor]:
     try:
-        handle = safe_open(path, framework="pt")
+        handle: Any = safe_open(path, framework="pt")
         tensors = {}
         for name in handle.keys():  # noqa: SIM118 - safe_open is no mapping
             view = handle.get_slice(name)

@@ -185,7 +185,7 @@ class Config(Mapping[str, Any]):
         (transformers 5): all of them in `rope_parameters`.
 
         Raises:
-            ConfigError: Scaled rope, a field of it that is not known, or the two spellings disagree.
+            ConfigError: Scaled rope, an unknown field of it, or the two spellings disagree.
         """
         nested: dict[str, Any] = {}
         for field in ("rope_parameters", "rope_scaling"):

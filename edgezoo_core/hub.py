@@ -7,6 +7,7 @@ not do is compare a large file with the sha256 that the hub states: that is done
 from __future__ import annotations
 
 import logging
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +60,9 @@ def _pull(repo: str, revision: str, progress: Progress, *, with_weights: bool) -
         info = _ask(repo, revision)
         if info is None:
             return _from_cache(repo, revision, with_weights=with_weights)
-        return _download(repo, info, progress, with_weights=with_weights)
+        snapshot = _download(repo, info, progress, with_weights=with_weights)
+        _note_commit(snapshot, revision)
+        return snapshot
     except EdgezooError:
         raise
     except Exception as e:
@@ -101,7 +104,10 @@ def _download(repo: str, info: ModelInfo, progress: Progress, *, with_weights: b
         if name in TEXT_FILES or name == "config.json":
             fetch(name)
     if with_weights:
-        index, files = weight_files(siblings)
+        try:
+            index, files = weight_files(siblings)
+        except CheckpointError as e:
+            raise CheckpointError(f"{repo}@{commit}: {e.message}", remedy=e.remedy) from e
         if index:
             files = tuple(sorted(set(index_shards(fetch(index)).values())))
         for name in files:
@@ -114,6 +120,24 @@ def _download(repo: str, info: ModelInfo, progress: Progress, *, with_weights: b
     if folder is None:
         raise CheckpointError(f"{repo}@{commit} holds no model", remedy="check the repo's name")
     return Snapshot(folder, commit)
+
+
+def _note_commit(snapshot: Snapshot, revision: str) -> None:
+    """Notes in the cache which commit a branch stands for, as the client does.
+
+    The files were asked for by commit, so the client itself did not; without the note the cache
+    does not answer for the branch while the hub cannot be reached.
+    """
+    if revision == snapshot.commit:
+        return
+    note = snapshot.folder.parents[1] / "refs" / revision
+    part = note.with_name(f"{note.name}.{os.getpid()}")
+    try:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(snapshot.commit, encoding="utf-8")
+        part.replace(note)
+    except OSError as e:  # a read-only cache
+        logger.info("%s: not written (%s)", note, e.strerror or e)
 
 
 def _fetch(repo: str, name: str, commit: str, expected: str | None, *, local_only: bool) -> Path:
@@ -139,16 +163,21 @@ def _fetch(repo: str, name: str, commit: str, expected: str | None, *, local_onl
 
 def _from_cache(repo: str, revision: str, *, with_weights: bool) -> Snapshot:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.errors import IncompleteSnapshotError, LocalEntryNotFoundError
 
     try:
-        folder = Path(snapshot_download(repo, revision=revision, local_files_only=True))
+        try:
+            folder = Path(snapshot_download(repo, revision=revision, local_files_only=True))
+        except IncompleteSnapshotError as e:
+            # Some file of the repo is missing: whether it is one of ours is found out below.
+            folder = Path(e.snapshot_path)
         names = [str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()]
-        files: tuple[str, ...] = ()
+        files = tuple(n for n in names if n in TEXT_FILES)
         if with_weights:
-            index, files = weight_files(names)
+            index, weights = weight_files(names)
             if index:
-                files = tuple(sorted(set(index_shards(folder / index).values())))
+                weights = tuple(sorted(set(index_shards(folder / index).values())))
+            files += weights
         for name in files:
             _fetch(repo, name, folder.name, None, local_only=True)
     except (LocalEntryNotFoundError, FileNotFoundError) as e:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
+from typing import TypeAlias
 
 import torch
 from litert_torch.generative.layers.model_config import FeedForwardType, ModelConfig
@@ -15,7 +16,7 @@ from edgezoo_core.checkpoint import Checkpoint
 from edgezoo_core.errors import LONGEST_LIST, CheckpointError, PluginError, listing, nearest
 from edgezoo_core.types import LazyTensor
 
-TensorNames = ModelLoader.TensorNames
+TensorNames: TypeAlias = ModelLoader.TensorNames
 
 #: Tensors that checkpoints carry and that hold nothing learned.
 HARMLESS = re.compile(r"(?:^|\.)(?:rotary_emb\.inv_freq|freqs_cis|local_freqs_cis|masked_bias)$")
@@ -183,12 +184,12 @@ def check(
             lines.append(f"and {len(problems) - LONGEST_LIST} more")
         raise CheckpointError(
             f"{checkpoint.source} does not fit the family's tensor names:\n  " + "\n  ".join(lines),
-            remedy="check that checkpoint and config.json belong together, or choose another --family",
+            remedy="check that checkpoint and config.json belong together, or pass --family",
         )
     quantized = sorted(n for n in used if checkpoint.tensors[n].dtype is None)
     if quantized:
         raise CheckpointError(
-            f"{checkpoint.source} holds weights that are no floating-point numbers: {listing(quantized)}",
+            f"{checkpoint.source} holds weights that are no floats: {listing(quantized)}",
             remedy="convert the original checkpoint, not one that is already quantized",
         )
 

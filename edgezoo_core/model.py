@@ -39,6 +39,12 @@ class AuthoredModel:
     config_account: Mapping[str, Any]
     warnings: tuple[str, ...]
 
+    @property
+    def context_length(self) -> int:
+        """Longest sequence that the model was made for, in tokens."""
+        config: Any = self.module.config
+        return int(config.max_seq_len)
+
 
 def build(
     plugin: LoadedPlugin, model: Model, checkpoint: Checkpoint, fields: Mapping[str, Any]
@@ -96,17 +102,17 @@ def check_leftovers(config: Config) -> list[str]:
 def _transformers_defaults(config: Config) -> Mapping[str, Any]:
     from transformers import CONFIG_MAPPING
 
-    kind = dict(config).get("model_type")
+    kind = str(dict(config).get("model_type"))
     return CONFIG_MAPPING[kind]().to_dict() if kind in CONFIG_MAPPING else {}
 
 
-def prepare(module: torch.nn.Module, options: SignatureOptions) -> None:
+def prepare(authored: AuthoredModel, options: SignatureOptions) -> None:
     """Checks the options against the model, and builds the mask cache where one is needed.
 
     Raises:
         ConversionError: The KV cache is longer than the model's context.
     """
-    context = module.config.max_seq_len
+    context = authored.context_length
     if options.kv_cache_length > context:
         raise ConversionError(
             f"a KV cache of {options.kv_cache_length} slots is longer than the model's context of"
@@ -114,6 +120,7 @@ def prepare(module: torch.nn.Module, options: SignatureOptions) -> None:
             remedy=f"pass --kv-cache {context} or less",
         )
     # The author does not know the KV length; a mask that is an input needs no cache.
+    module: Any = authored.module
     module.build_mask_cache(0 if options.mask_as_input else options.kv_cache_length)
 
 

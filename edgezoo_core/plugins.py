@@ -7,6 +7,7 @@ import inspect
 import logging
 import os
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from importlib.util import find_spec
@@ -17,7 +18,7 @@ from edgezoo_core import HOOK_API, cards
 from edgezoo_core.errors import EdgezooError, PluginError, listing, nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from types import ModuleType
 
     import pluggy
@@ -119,16 +120,22 @@ def load(plugin: Plugin) -> LoadedPlugin:
     problem = _contract_problem(module)
     if problem:
         raise _failed(plugin, "contract-failed", problem)
-    return LoadedPlugin(plugin, _manager(plugin, module))
+    return LoadedPlugin(plugin, module)
 
 
 def examine(plugin: Plugin) -> Plugin:
-    """Returns the plugin with the state that it shows once it is imported."""
-    if plugin.state not in ("ok", "conflict"):
+    """Returns the plugin with the state that it shows once it is imported.
+
+    Raises:
+        PluginError: That state is not ok, and `EDGEZOO_STRICT` is 1.
+    """
+    if not plugin.is_usable:
         return plugin
     try:
         load(plugin)
     except PluginLoadError as e:
+        if _is_strict():
+            raise
         return replace(plugin, state=e.state, reason=e.reason)
     return plugin
 
@@ -152,7 +159,7 @@ class LoadedPlugin:
     """
 
     plugin: Plugin
-    _manager: pluggy.PluginManager = field(repr=False)
+    _module: ModuleType = field(repr=False)
 
     def author(self, model: Model, config: Config) -> torch.nn.Module:
         """Asks for the re-authored module, its parameters on meta."""
@@ -190,7 +197,7 @@ class LoadedPlugin:
             "checkpoint": checkpoint,
             "tensor_names": tensor_names,
         }
-        weights = self._ask("load", dict, **arguments)
+        weights = self._ask("load", Mapping, **arguments)
         for name, tensor in weights.items():
             if not all(hasattr(tensor, a) for a in ("shape", "sources", "read")):
                 raise self._broken(
@@ -221,8 +228,9 @@ class LoadedPlugin:
         return answer  # type: ignore[no-any-return]
 
     def _ask(self, hook: str, kind: type | tuple[type, ...], **arguments: Any) -> Any:
+        manager = _manager(self.plugin, self._module)
         try:
-            answer = getattr(self._manager.hook, hook)(**arguments)
+            answer = getattr(manager.hook, hook)(**arguments)
         except (EdgezooError, KeyboardInterrupt):
             raise
         except BaseException as e:
@@ -248,12 +256,13 @@ def _inspect(entry: metadata.EntryPoint, allowed: set[str] | None) -> Plugin:
         family=entry.name,
         distribution=dist.metadata["Name"] if dist else "unknown",
         version=dist.version if dist else "",
-        module=entry.module,
+        # Of a value that is no module name, importlib's `entry.module` raises AttributeError.
+        module=entry.module if entry.pattern.match(entry.value) else entry.value,
     )
     if allowed is not None and entry.name not in allowed:
         return replace(plugin, state="disabled", reason="not named in EDGEZOO_PLUGINS")
     try:
-        card = cards.read_family(_package_folder(entry.module) / "models.toml")
+        card = cards.read_family(_package_folder(plugin.module) / "models.toml")
     except EdgezooError as e:
         return replace(plugin, state="invalid-card", reason=e.message)
     plugin = replace(plugin, card=card)
@@ -275,7 +284,8 @@ def _package_folder(module: str) -> Path:
         raise PluginError(f"{top}: {e}", remedy="reinstall the plugin") from e
     if spec is None or not spec.submodule_search_locations:
         raise PluginError(f"package {top} is not installed", remedy="reinstall the plugin")
-    return Path(spec.submodule_search_locations[0], *rest)
+    folder = Path(spec.submodule_search_locations[0], *rest)
+    return folder if folder.is_dir() else folder.parent
 
 
 def _find_conflicts(found: list[Plugin]) -> list[Plugin]:
@@ -309,9 +319,13 @@ def _report(plugin: Plugin) -> None:
     if plugin.state in ("ok", "disabled"):
         return
     message = f"plugin {plugin.family} of {plugin} is {plugin.state}: {plugin.reason}"
-    if os.environ.get("EDGEZOO_STRICT") == "1":
+    if _is_strict():
         raise PluginError(message, remedy=_remedy(plugin))
     logger.info("%s", message)
+
+
+def _is_strict() -> bool:
+    return os.environ.get("EDGEZOO_STRICT") == "1"
 
 
 def _failed(plugin: Plugin, state: State, reason: str) -> PluginLoadError:
@@ -339,13 +353,18 @@ def _contract_problem(module: ModuleType) -> str | None:
         for name, f in vars(hookspecs).items()
         if hasattr(f, "edgezoo_spec")
     }
-    hooks = {n: f for n, f in vars(module).items() if hasattr(f, "edgezoo_impl")}
+    # Like pluggy, routines only: of some objects, torch.ops say, every attribute exists.
+    hooks = {
+        n: f for n, f in vars(module).items() if inspect.isroutine(f) and hasattr(f, "edgezoo_impl")
+    }
     if not hooks:
         return f"{module.__name__} has no function marked with @hookimpl"
     for name, function in hooks.items():
         options = function.edgezoo_impl
         if options["wrapper"] or options["hookwrapper"]:
             return f"{name} is a wrapper; a model plugin answers for its own models only"
+        if options["trylast"]:
+            return f"{name} is trylast; the core's default would answer before it"
         hook = options["specname"] or name
         if hook not in specs:
             guess = nearest(hook, specs)
@@ -371,7 +390,7 @@ def _manager(plugin: Plugin, module: ModuleType) -> pluggy.PluginManager:
     from edgezoo_core import defaults, hookspecs
 
     # One manager per family: a hook is asked of the owner, then of the defaults, of nobody else.
-    # pluggy calls the last registered first.
+    # pluggy calls the last registered first. The defaults bring torch, so this is done at the call.
     manager = pluggy.PluginManager(GROUP)
     manager.add_hookspecs(hookspecs)
     manager.register(defaults, "edgezoo-core:defaults")

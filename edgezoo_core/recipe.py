@@ -124,7 +124,7 @@ def read(path: Path) -> Recipe:
     if not isinstance(layers, dict) or not all(isinstance(v, dict) for v in layers.values()):
         raise RecipeError(f"{path}: layers must be tables", remedy="write [layers.0]")
     default = _format(values.pop("default", "none"), f"{path}: default")
-    parts = _parts(values, str(path))
+    parts = _parts(values, str(path), ("default", "layers", "name"))
     overrides: dict[int, Mapping[str, WeightFormat | None]] = {}
     for key, table in layers.items():
         chosen = _parts(table, f"{path}: layers.{key}")
@@ -148,15 +148,19 @@ def meet(recipe: Recipe, module: torch.nn.Module, where: str) -> QuantPlan:
     weights = _weights(module)
     count = 1 + max((w[3] for w in weights if w[3] is not None), default=-1)
     overrides = _resolve_layers(recipe, count, where)
-    present = {part for _, _, part, _, _ in weights}
-    for table in (recipe.parts, *recipe.layers.values()):
+    present = {w[2] for w in weights}
+    in_layers = {w[2] for w in weights if w[3] is not None}
+    for place, table, known in (
+        ("", recipe.parts, present),
+        *((f"layers.{i}.", table, in_layers) for i, table in recipe.layers.items()),
+    ):
         for part in table:
             # A gated feed-forward has a gate, a sequential one has not; groups may name both.
-            if part not in present and part != "gate":
+            if part not in known and part != "gate":
                 raise RecipeError(
-                    f"recipe {recipe.name} names {part}, which {where} lacks"
-                    f" (it has {listing(sorted(present))})",
-                    remedy=f"remove {part} from the recipe",
+                    f"recipe {recipe.name} names {place}{part}, which {where} lacks"
+                    f" (it has {listing(sorted(known))})",
+                    remedy=f"remove {place}{part} from the recipe",
                 )
     rules = []
     for parameter, operator, part, layer, shape in weights:
@@ -260,12 +264,14 @@ def _format(value: Any, where: str) -> WeightFormat | None:
     )
 
 
-def _parts(table: Mapping[str, Any], where: str) -> dict[str, WeightFormat | None]:
+def _parts(
+    table: Mapping[str, Any], where: str, others: tuple[str, ...] = ()
+) -> dict[str, WeightFormat | None]:
     chosen: dict[str, WeightFormat | None] = {}
     for key in sorted(table, key=lambda k: k not in GROUPS):  # groups first: a part beats its group
         value = table[key]
         if key not in GROUPS and key not in PARTS:
-            guess = nearest(key, [*PARTS, *GROUPS, "default", "layers", "name"])
+            guess = nearest(key, [*PARTS, *GROUPS, *others])
             raise RecipeError(
                 f"{where}: unknown key {key}",
                 remedy=f"did you mean {guess}?" if guess else f"parts are {', '.join(PARTS)}",

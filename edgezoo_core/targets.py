@@ -67,7 +67,8 @@ def parse(
         if Path(text).is_dir():
             raise TargetError(
                 f"{text} is a folder here and could be a hub repo",
-                remedy=f"write ./{text} for the folder; run elsewhere for the repo",
+                remedy=f"write ./{text} for the folder, or "
+                f"{repo}@{revision or suffix or 'main'} for the repo",
             )
         known = chosen or _card_of_repo(repo, plugins)
         pinned = known.revision if known and known.checkpoint == repo else "main"
@@ -76,6 +77,8 @@ def parse(
     if Path(text).is_dir() and not any(text in p.card.models for p in plugins if p.card):
         raise TargetError(f"{text} is no model id", remedy=f"write ./{text} for the folder")
     found = find_card(repo, plugins)
+    if chosen and chosen != found:
+        raise TargetError(f"{found.id} is not a {chosen.id}", remedy="leave out --card")
     return Target(found.id, found, found.checkpoint, revision or suffix or found.revision)
 
 
@@ -90,11 +93,17 @@ def find_card(model_id: str, plugins: Sequence[Plugin]) -> ModelCard:
             return plugin.card.models[model_id]
     broken = [p for p in plugins if p.state not in ("ok", "disabled")]
     entry = cards.index().get(model_id)
-    if entry and any(p.distribution == entry.distribution for p in plugins):
-        culprit = next(p for p in plugins if p.distribution == entry.distribution)
+    bringers = [p for p in plugins if entry and p.distribution == entry.distribution]
+    for culprit in bringers:
+        if culprit.state != "ok":
+            raise TargetError(
+                f"{model_id} is in {culprit}, which is {culprit.state}: {culprit.reason}",
+                remedy="see `edgezoo plugins`",
+            )
+    if entry and bringers:
         raise TargetError(
-            f"{model_id} is in {culprit}, which is {culprit.state}: {culprit.reason}",
-            remedy="see `edgezoo plugins`",
+            f"{bringers[0]} does not have {model_id} yet",
+            remedy=f"run: pip install --upgrade {entry.distribution}",
         )
     if entry:
         raise TargetError(
@@ -134,7 +143,8 @@ def choose_family(
         claimed = owner.card.architectures if owner.card else ()
         if architectures and not set(architectures) & set(claimed):
             raise TargetError(
-                f"{target} is a {listing(architectures)}, but {target.card.id} is a {listing(claimed)}",
+                f"{target} is a {listing(architectures)},"
+                f" but {target.card.id} is a {listing(claimed)}",
                 remedy="leave out --card, or name another",
             )
         return owner
@@ -163,7 +173,8 @@ def choose_family(
         )
     known = sorted({a for p in usable if p.card for a in p.card.architectures})
     raise TargetError(
-        f"no installed family converts {listing(architectures)} (installed: {listing(known) or 'none'})",
+        f"no installed family converts {listing(architectures)}"
+        f" (installed: {listing(known) or 'none'})",
         remedy="see `edgezoo list --available`, or write a plugin for it",
     )
 

@@ -53,8 +53,8 @@ class SignatureOptions:
     """Static shapes of the signatures to export.
 
     Attributes:
-        prefill_lengths: Tokens (T) per prefill signature, ascending. LiteRT-LM fails a turn once the
-            free cache is shorter than the smallest, so a small one belongs among them.
+        prefill_lengths: Tokens (T) per prefill signature, ascending. LiteRT-LM fails a turn once
+            the free cache is shorter than the smallest, so a small one belongs among them.
         kv_cache_length: Slots (S) of the KV cache, prompt and answer together.
         kv_layout: `transposed`: k float32 [1, Hkv, S, D], v float32 [1, Hkv, D, S];
             `default`: both float32 [1, S, Hkv, D].

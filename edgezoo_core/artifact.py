@@ -1,0 +1,132 @@
+"""What leaves the house: the file, its name, and the manifest beside it; written atomically."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgezoo_core.errors import ArtifactError
+
+#: Version of the manifest's layout.
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A converted model: the .tflite, and its manifest if it has one."""
+
+    path: Path
+    manifest: Mapping[str, Any] | None
+
+
+def file_name(model: str, recipe: str, kv_cache_length: int) -> str:
+    """Returns `<model>_<recipe>_ekv<S>.tflite`."""
+    return f"{model}_{recipe}_ekv{kv_cache_length}.tflite"
+
+
+def manifest_path(path: Path) -> Path:
+    """Returns where an artifact's manifest stands."""
+    return path.with_suffix(".manifest.json")
+
+
+def refuse_existing(path: Path) -> None:
+    """Checks, before any work, that an output is free.
+
+    Raises:
+        ArtifactError: The artifact or its manifest is there already.
+    """
+    for existing in (path, manifest_path(path)):
+        if existing.exists():
+            raise ArtifactError(
+                f"{existing} exists", remedy="pass --force to replace it, or another --output"
+            )
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[tuple[Path, Path]]:
+    """Gives two temporary files beside `path`: one to become it, one for scratch.
+
+    When the block ends well, the first is synced and renamed to `path`. Whatever happens, neither
+    is left behind, and what stood at `path` before stays whole until it is replaced.
+
+    Raises:
+        ArtifactError: The folder cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial, scratch = (
+            path.with_name(f".{path.name}.{os.getpid()}.{kind}.partial")
+            for kind in ("output", "float32")
+        )
+        partial.touch()
+    except OSError as e:
+        raise ArtifactError(
+            f"{path.parent} cannot be written: {e.strerror or e}", remedy="pass another --output"
+        ) from e
+    try:
+        yield partial, scratch
+        _sync(partial)
+        partial.replace(path)
+    except OSError as e:
+        raise ArtifactError(
+            f"{path} cannot be written: {e.strerror or e}",
+            remedy="free some space, or pass another --output",
+        ) from e
+    finally:
+        for left in (partial, scratch):
+            with suppress(OSError):
+                left.unlink()
+
+
+def write_manifest(path: Path, manifest: Mapping[str, Any]) -> Artifact:
+    """Writes an artifact's manifest beside it.
+
+    Raises:
+        ArtifactError: The folder cannot be written.
+    """
+    with writing(manifest_path(path)) as (partial, _):
+        partial.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    return Artifact(path, manifest)
+
+
+def read(path: Path) -> Artifact:
+    """Opens an artifact and the manifest beside it.
+
+    Raises:
+        ArtifactError: There is no such file, or the manifest is not this file's.
+    """
+    if not path.is_file():
+        raise ArtifactError(f"{path}: no such file", remedy="check the path")
+    beside = manifest_path(path)
+    if not beside.is_file():
+        return Artifact(path, None)
+    try:
+        manifest = json.loads(beside.read_text(encoding="utf-8"))
+        size = manifest["artifact"]["size_bytes"]
+        schema = manifest["schema"]
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise ArtifactError(
+            f"{beside} is no manifest: {type(e).__name__}: {e}", remedy="convert the model again"
+        ) from e
+    if schema != SCHEMA:
+        raise ArtifactError(
+            f"{beside} has schema {schema}, expected {SCHEMA}",
+            remedy="upgrade edgezoo-core, or convert the model again",
+        )
+    actual = path.stat().st_size
+    if size != actual:
+        raise ArtifactError(
+            f"{path} has {actual} bytes, its manifest says {size}",
+            remedy="one of the two was replaced: convert the model again",
+        )
+    return Artifact(path, manifest)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as f:
+        os.fsync(f.fileno())

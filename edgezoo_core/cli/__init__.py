@@ -1,0 +1,59 @@
+"""The command `edgezoo`: stdout is data, stderr is talk."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import click
+
+from edgezoo_core import __version__
+from edgezoo_core.errors import EdgezooError
+
+#: Command -> the module that defines it under its name. A command is imported when it is asked for,
+#: so that `edgezoo list` pays for nothing else.
+COMMANDS = {
+    "list": "listing",
+    "info": "listing",
+    "plugins": "listing",
+    "author": "author",
+    "convert": "convert",
+    "run": "run",
+}
+
+
+class _Failure(click.ClickException):
+    """An EdgezooError on its way out: what, and how to mend it. Exit code 1."""
+
+    def __init__(self, error: EdgezooError) -> None:
+        super().__init__(error.message)
+        self.remedy = error.remedy
+
+    def show(self, file: Any = None) -> None:
+        click.echo(f"Error: {self.message}\nFix: {self.remedy}", err=True)
+
+
+class _Commands(click.Group):
+    """The one error boundary, and the lazy list of commands."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"edgezoo_core.cli.{COMMANDS[name]}")
+        command: click.Command = getattr(module, f"{name}_command")
+        return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except EdgezooError as e:
+            raise _Failure(e) from e
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="edgezoo")
+def main() -> None:
+    """Takes open language models from a Hugging Face checkpoint to a quantized .tflite."""

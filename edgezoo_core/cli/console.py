@@ -1,0 +1,123 @@
+"""Progress on stderr, and silence for everybody else."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import IO, Any, TextIO
+
+import click
+
+from edgezoo_core.errors import EdgezooError
+
+#: Lines of the libraries' talk that are shown after a crash.
+TAIL_LINES = 30
+
+
+@contextmanager
+def working(*, verbose: bool) -> Iterator[Stages]:
+    """Quiets the libraries while the block runs and gives the progress to report to.
+
+    With `verbose` they may talk.
+    """
+    with ExitStack() as stack:
+        if not verbose:
+            stack.enter_context(_quiet())
+        stages = stack.enter_context(Stages(sys.stderr))
+        yield stages
+
+
+class Stages:
+    """Shows one stage at a time: a spinner on a terminal, plain lines elsewhere."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._stage: str | None = None
+        self._began = 0.0
+        self._spinner: Any = None
+
+    def __enter__(self) -> Stages:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close(is_done=sys.exc_info()[0] is None)
+
+    def __call__(self, stage: str) -> None:
+        """Ends the current stage and begins the next."""
+        self._close(is_done=True)
+        self._stage, self._began = stage, time.perf_counter()
+        if self._stream.isatty():
+            from rich.console import Console
+
+            self._spinner = Console(file=self._stream).status(stage)
+            self._spinner.start()
+
+    def done(self) -> None:
+        """Ends the current stage; what follows is the result."""
+        self._close(is_done=True)
+
+    def _close(self, *, is_done: bool) -> None:
+        if self._spinner is not None:
+            self._spinner.stop()
+            self._spinner = None
+        if self._stage is not None:
+            end = f"{time.perf_counter() - self._began:6.1f} s" if is_done else "  failed"
+            click.echo(f"{end}  {self._stage}", file=self._stream)
+            self._stage = None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Sends what C++ and third-party Python write to a log that is shown only after a crash."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    os.environ.setdefault("TORCH_LOGS", "-all")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_UPDATE_CHECK", "1")
+    logging.getLogger().setLevel(logging.CRITICAL)
+    with tempfile.TemporaryFile() as log, warnings.catch_warnings(), ExitStack() as stack:
+        warnings.simplefilter("ignore")
+        for name, descriptor in (("stdout", 1), ("stderr", 2)):
+            stack.enter_context(_redirected(name, descriptor, log))
+        try:
+            yield
+        except (EdgezooError, click.ClickException, click.Abort):
+            raise
+        except Exception:
+            _show_tail(log)
+            raise
+
+
+@contextmanager
+def _redirected(name: str, descriptor: int, log: IO[bytes]) -> Iterator[None]:
+    """Points a file descriptor at the log; Python's own stream keeps its old end."""
+    stream: TextIO = getattr(sys, name)
+    stream.flush()
+    saved = os.dup(descriptor)
+    try:
+        is_bound = stream.fileno() == descriptor
+    except (OSError, ValueError):
+        is_bound = False
+    if is_bound:
+        setattr(sys, name, os.fdopen(os.dup(saved), "w", encoding=stream.encoding, buffering=1))
+    os.dup2(log.fileno(), descriptor)
+    try:
+        yield
+    finally:
+        if is_bound:
+            getattr(sys, name).close()
+            setattr(sys, name, stream)
+        os.dup2(saved, descriptor)
+        os.close(saved)
+
+
+def _show_tail(log: IO[bytes]) -> None:
+    log.seek(0)
+    lines = log.read().decode(errors="replace").splitlines()[-TAIL_LINES:]
+    click.echo("\n".join(lines), err=True)

@@ -1,0 +1,109 @@
+"""convert: from a target to a .tflite."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast, get_args
+
+import click
+
+from edgezoo_core import recipe as recipes
+from edgezoo_core.cli.console import working
+from edgezoo_core.cli.options import (
+    TARGET_HELP,
+    json_option,
+    print_json,
+    source_options,
+    verbose_option,
+)
+from edgezoo_core.types import KvLayout
+
+
+@click.command("convert", epilog=TARGET_HELP)
+@click.argument("target")
+@click.option(
+    "--recipe",
+    metavar="NAME|FILE",
+    help=f"A recipe ({', '.join(recipes.RECIPES)}), or a recipe file that ends in .toml.",
+)
+@click.option(
+    "--prefill",
+    "prefill_lengths",
+    type=click.IntRange(min=1),
+    multiple=True,
+    help="A prefill length in tokens; repeat for several.",
+)
+@click.option(
+    "--kv-cache", "kv_cache_length", type=click.IntRange(min=2), help="Slots of the KV cache."
+)
+@click.option("--kv-layout", type=click.Choice(get_args(KvLayout)), help="Layout of the KV cache.")
+@click.option(
+    "--mask-as-input/--mask-built-in", default=None, help="Where the attention mask comes from."
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path(),
+    help="A folder, or a path that ends in .tflite.  [default: this folder]",
+)
+@click.option("--force", is_flag=True, help="Replace what stands there.")
+@source_options
+@json_option
+@verbose_option
+def convert_command(
+    target: str,
+    recipe: str | None,
+    prefill_lengths: tuple[int, ...],
+    kv_cache_length: int | None,
+    kv_layout: str | None,
+    mask_as_input: bool | None,
+    output: Path,
+    force: bool,
+    revision: str | None,
+    family: str | None,
+    card: str | None,
+    as_json: bool,
+    verbose: bool,
+) -> None:
+    """Convert TARGET to one .tflite with prefill and decode signatures."""
+    with working(verbose=verbose) as stages:
+        stages("importing the libraries")
+        from edgezoo_core import zoo
+
+        shapes = zoo.Shapes(
+            prefill_lengths or None,
+            kv_cache_length,
+            cast("KvLayout | None", kv_layout),
+            mask_as_input,
+        )
+        conversion = zoo.convert(
+            target,
+            recipe=recipe,
+            shapes=shapes,
+            output=output,
+            force=force,
+            revision=revision,
+            family=family,
+            card=card,
+            progress=stages,
+        )
+        stages.done()
+    manifest = cast("dict[str, Any]", conversion.artifact.manifest)
+    if as_json:
+        print_json(
+            {
+                "path": str(conversion.artifact.path),
+                "seconds": {k: round(v, 3) for k, v in conversion.seconds.items()},
+                "peak_memory_bytes": conversion.peak_memory_bytes,
+                "manifest": manifest,
+            }
+        )
+        return
+    written = manifest["artifact"]
+    signatures = ", ".join(s["name"] for s in manifest["signatures"])
+    click.echo(f"file            {conversion.artifact.path}")
+    click.echo(f"size            {written['size_bytes'] / 1e6:.1f} MB")
+    click.echo(f"sha256          {written['sha256']}")
+    click.echo(f"signatures      {signatures}")
+    click.echo(f"time            {sum(conversion.seconds.values()):.1f} s")
+    click.echo(f"peak memory     {conversion.peak_memory_bytes / 1e9:.2f} GB")

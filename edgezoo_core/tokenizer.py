@@ -1,0 +1,126 @@
+"""Text to token ids and back, with the tokenizer that the checkpoint brings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from edgezoo_core.errors import ArtifactError
+
+
+class Tokenizer(Protocol):
+    """What running a model needs of a tokenizer.
+
+    Attributes:
+        stop: Token ids that end an answer.
+        size: Number of ids that it knows.
+    """
+
+    stop: frozenset[int]
+    size: int
+
+    def prompt(self, text: str, *, chat: bool) -> list[int]:
+        """Returns the ids of a user's turn, through the chat template if wanted and there."""
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Returns the text of ids, control tokens left out."""
+
+
+def load(folder: Path) -> Tokenizer:
+    """Loads the tokenizer in a folder. No code of the checkpoint is run.
+
+    Raises:
+        ArtifactError: There is none, or it cannot be read.
+    """
+    stop = _stop_tokens(folder)
+    try:
+        if (folder / "tokenizer.json").is_file() or (folder / "tokenizer_config.json").is_file():
+            return _HuggingFace(folder, stop)
+        if (folder / "tokenizer.model").is_file():
+            return _SentencePiece(folder / "tokenizer.model", stop)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as e:
+        raise ArtifactError(
+            f"the tokenizer in {folder} cannot be loaded: {e}",
+            remedy="pass --tokenizer with a folder that holds a sound one",
+        ) from e
+    raise ArtifactError(
+        f"no tokenizer in {folder}", remedy="pass --tokenizer with a folder that holds one"
+    )
+
+
+def stream(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
+    """Yields text as it becomes certain: never half of a character."""
+    seen: list[int] = []
+    shown = ""
+    for token in ids:
+        seen.append(token)
+        text = tokenizer.text(seen)
+        if text.startswith(shown) and not text.endswith("\ufffd"):
+            yield text[len(shown) :]
+            shown = text
+    rest = tokenizer.text(seen)
+    if rest.startswith(shown):
+        yield rest[len(shown) :]
+
+
+class _HuggingFace:
+    def __init__(self, folder: Path, stop: frozenset[int]) -> None:
+        from transformers import AutoTokenizer
+
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False
+        )
+        eos = self._tokenizer.eos_token_id
+        self.stop = stop | ({eos} if isinstance(eos, int) else frozenset())
+        self.size = len(self._tokenizer)
+
+    def prompt(self, text: str, *, chat: bool) -> list[int]:
+        if chat and self._tokenizer.chat_template:
+            ids = self._tokenizer.apply_chat_template(
+                [{"role": "user", "content": text}],
+                add_generation_prompt=True,
+                return_dict=True,
+            )["input_ids"]
+        else:
+            ids = self._tokenizer(text)["input_ids"]
+        return list(ids)
+
+    def text(self, ids: Sequence[int]) -> str:
+        decoded: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        return decoded
+
+
+class _SentencePiece:
+    """A bare tokenizer.model, as Kaggle ships it: no chat template."""
+
+    def __init__(self, path: Path, stop: frozenset[int]) -> None:
+        from sentencepiece import SentencePieceProcessor
+
+        self._processor: Any = SentencePieceProcessor(model_file=str(path))
+        self.stop = stop | {self._processor.eos_id()}
+        self.size = self._processor.vocab_size()
+
+    def prompt(self, text: str, *, chat: bool) -> list[int]:
+        ids: list[int] = self._processor.encode(text, add_bos=self._processor.bos_id() >= 0)
+        return ids
+
+    def text(self, ids: Sequence[int]) -> str:
+        decoded: str = self._processor.decode(list(ids))
+        return decoded
+
+
+def _stop_tokens(folder: Path) -> frozenset[int]:
+    found: set[int] = set()
+    for name in ("generation_config.json", "config.json"):
+        path = folder / name
+        if not path.is_file():
+            continue
+        try:
+            value = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+        except (OSError, ValueError, AttributeError) as e:
+            raise ArtifactError(f"{path} is no JSON object: {e}", remedy="correct it") from e
+        values = value if isinstance(value, list) else [value]
+        found.update(v for v in values if isinstance(v, int))
+    return frozenset(found)
