@@ -295,10 +295,14 @@ def _open_pytorch(path: Path, file: str) -> dict[str, StoredTensor]:
             f"{path} holds no state dict",
             remedy="save the model with torch.save(model.state_dict())",
         )
-    others = sorted(str(n) for n, v in state.items() if not isinstance(v, torch.Tensor))
+    others = sorted(
+        repr(n)
+        for n, v in state.items()
+        if not isinstance(n, str) or not isinstance(v, torch.Tensor)
+    )
     if others:
         raise CheckpointError(
-            f"{path} holds entries that are no tensors: {listing(others)}",
+            f"{path} holds entries that are no named tensors: {listing(others)}",
             remedy="save the model's state dict alone",
         )
     return {
@@ -323,15 +327,15 @@ def _unpickle(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as e:
         raise _refused_pickle(path, e) from e
-    except (RuntimeError, OSError, EOFError, ValueError) as mmap_failure:
+    except Exception as mmap_failure:
         logger.info("%s: not mappable (%s); reading it whole", path, mmap_failure)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:
         raise _refused_pickle(path, e) from e
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, IndexError) as e:
+    except Exception as e:  # a damaged pickle can end in any exception at all
         raise CheckpointError(
-            f"{path} is no readable PyTorch file: {e}",
+            f"{path} is no readable PyTorch file ({type(e).__name__}: {e})",
             remedy="it is truncated or damaged: obtain the file again",
         ) from e
 

@@ -121,7 +121,7 @@ class Config(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(self._fields)
 
-    def integer(self, name: str, default: int | _Required | None = REQUIRED) -> int:
+    def integer(self, name: str, default: int | _Required = REQUIRED) -> int:
         """Returns a positive integer.
 
         Raises:

@@ -102,7 +102,7 @@ def check_leftovers(config: Config) -> list[str]:
 def _transformers_defaults(config: Config) -> Mapping[str, Any]:
     from transformers import CONFIG_MAPPING
 
-    kind = str(dict(config).get("model_type"))
+    kind = str(config.get("model_type"))
     return CONFIG_MAPPING[kind]().to_dict() if kind in CONFIG_MAPPING else {}
 
 

@@ -86,13 +86,13 @@ def discover() -> tuple[Plugin, ...]:
         PluginError: Some plugin is not ok, and `EDGEZOO_STRICT` is 1.
     """
     chosen = os.environ.get("EDGEZOO_PLUGINS")
-    allowed = None if chosen is None else {name.strip() for name in chosen.split(",")}
-    # An editable install can show one entry point twice: keyed, it counts once.
-    entries = {
-        (e.name, e.value, str(e.dist and e.dist.name)): e
-        for e in metadata.entry_points(group=GROUP)
-    }
-    found = _find_conflicts([_inspect(entries[key], allowed) for key in sorted(entries)])
+    allowed = None if chosen is None else {name.strip() for name in chosen.split(",")} - {""}
+    # An editable install can show one entry point twice: as a set, it counts once.
+    installed = sorted({_describe(entry) for entry in metadata.entry_points(group=GROUP)})
+    unknown = sorted((allowed or set()) - {family for family, *_ in installed})
+    if unknown:
+        logger.warning("EDGEZOO_PLUGINS names %s, which is not installed", listing(unknown))
+    found = _find_conflicts([_inspect(Plugin(*entry), allowed) for entry in installed])
     for plugin in found:
         _report(plugin)
     return tuple(found)
@@ -250,24 +250,25 @@ class LoadedPlugin:
         )
 
 
-def _inspect(entry: metadata.EntryPoint, allowed: set[str] | None) -> Plugin:
-    dist = entry.dist
-    plugin = Plugin(
-        family=entry.name,
-        distribution=dist.metadata["Name"] if dist else "unknown",
-        version=dist.version if dist else "",
-        # Of a value that is no module name, importlib's `entry.module` raises AttributeError.
-        module=entry.module if entry.pattern.match(entry.value) else entry.value,
-    )
-    if allowed is not None and entry.name not in allowed:
+def _describe(entry: metadata.EntryPoint) -> tuple[str, str, str, str]:
+    """Returns family, distribution, version and module of an entry point."""
+    # The metadata are parsed at each access: once is enough.
+    about = entry.dist.metadata if entry.dist else {"Name": "unknown", "Version": ""}
+    # Of a value that is no module name, importlib's `entry.module` raises AttributeError.
+    module = entry.module if entry.pattern.match(entry.value) else entry.value
+    return entry.name, str(about["Name"]), str(about["Version"]), module
+
+
+def _inspect(plugin: Plugin, allowed: set[str] | None) -> Plugin:
+    if allowed is not None and plugin.family not in allowed:
         return replace(plugin, state="disabled", reason="not named in EDGEZOO_PLUGINS")
     try:
         card = cards.read_family(_package_folder(plugin.module) / "models.toml")
     except EdgezooError as e:
-        return replace(plugin, state="invalid-card", reason=e.message)
+        return replace(plugin, state="invalid-card", reason=f"{e.message} ({e.remedy})")
     plugin = replace(plugin, card=card)
-    if card.family != entry.name:
-        reason = f"entry point {entry.name!r}, but models.toml says family {card.family!r}"
+    if card.family != plugin.family:
+        reason = f"entry point {plugin.family!r}, but models.toml says family {card.family!r}"
         return replace(plugin, state="invalid-card", reason=reason)
     if card.hook_api != HOOK_API:
         reason = f"written for hook API {card.hook_api}, this edgezoo-core has {HOOK_API}"

@@ -90,6 +90,9 @@ def resolve(text: str) -> Recipe:
         return Recipe(text, FORMATS["dynamic_int8"], {"embedding": None})
     if text in RECIPES:
         return Recipe(text, FORMATS[text])
+    for pattern, reason in REFUSED:
+        if pattern.fullmatch(text):
+            raise RecipeError(f"recipe {text} is refused: {reason}", remedy="choose another")
     guess = nearest(text, RECIPES)
     raise RecipeError(
         f"no recipe is called {text!r} (there are {listing(RECIPES)})",

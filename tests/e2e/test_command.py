@@ -1,0 +1,225 @@
+"""The command as a user meets it: stdout is data, stderr is talk, nothing is lost."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.xdist_group("command")
+
+EDGEZOO = Path(sys.executable).with_name("edgezoo")
+ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1"}
+SHAPES = ("--prefill", "4", "--prefill", "16", "--kv-cache", "64")
+
+
+def edgezoo(*arguments, cwd=None, code=0):
+    done = subprocess.run(
+        [EDGEZOO, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=cwd,
+        env=ENVIRONMENT,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A small Llama with a tokenizer of single letters."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("command") / "small"
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            vocab_size=300,
+            max_position_embeddings=128,
+        )
+    )
+    model.save_pretrained(folder)
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {letter: i for i, letter in enumerate(["</s>", *letters])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def converted(checkpoint):
+    """What `convert --json` gave, both streams."""
+    return edgezoo("convert", checkpoint, *SHAPES, "--output", checkpoint.parent, "--json")
+
+
+def test_stdout_is_json_and_the_libraries_are_silent(converted):
+    report = json.loads(converted.stdout)
+    assert report["peak_memory_bytes"] > 100e6
+    assert sum(report["seconds"].values()) > 0
+    for line in converted.stderr.splitlines():
+        assert re.fullmatch(r" *\d+\.\d s  \w.*", line), line
+
+
+def test_manifest_matches_the_file(converted, checkpoint):
+    report = json.loads(converted.stdout)
+    path = Path(report["path"])
+    assert path.name == "small_dynamic_int8_ekv64.tflite"
+    content = path.read_bytes()
+    written = report["manifest"]["artifact"]
+    assert written == {
+        "file": path.name,
+        "size_bytes": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
+    assert report["manifest"] == json.loads(path.with_suffix(".manifest.json").read_text())
+    for file in report["manifest"]["checkpoint"]["files"]:
+        stored = (checkpoint / file["name"]).read_bytes()
+        assert file["sha256"] == hashlib.sha256(stored).hexdigest()
+    decode = report["manifest"]["signatures"][-1]
+    shapes = {t["name"]: (t["dtype"], t["shape"]) for t in decode["inputs"]}
+    assert shapes == {
+        "input_pos": ("int32", [1]),
+        "kv_cache_k_0": ("float32", [1, 2, 64, 16]),
+        "kv_cache_k_1": ("float32", [1, 2, 64, 16]),
+        "kv_cache_v_0": ("float32", [1, 2, 16, 64]),
+        "kv_cache_v_1": ("float32", [1, 2, 16, 64]),
+        "mask": ("float32", [1, 1, 1, 64]),
+        "tokens": ("int32", [1, 1]),
+    }
+    assert {t["name"]: t["shape"] for t in decode["outputs"]}["logits"] == [1, 1, 300]
+
+
+def test_signatures_of_the_manifest_are_what_the_interpreter_sees(converted):
+    from ai_edge_litert.interpreter import Interpreter
+
+    report = json.loads(converted.stdout)
+    interpreter = Interpreter(model_path=report["path"])
+    seen = interpreter.get_signature_list()
+    assert set(seen) == {s["name"] for s in report["manifest"]["signatures"]}
+    for signature in report["manifest"]["signatures"]:
+        runner = interpreter.get_signature_runner(signature["name"])
+        for side, details in (
+            ("inputs", runner.get_input_details()),
+            ("outputs", runner.get_output_details()),
+        ):
+            told = {t["name"]: (t["dtype"], t["shape"]) for t in signature[side]}
+            assert told == {
+                name: (d["dtype"].__name__, d["shape"].tolist()) for name, d in details.items()
+            }
+
+
+def test_run_streams_text(converted):
+    path = json.loads(converted.stdout)["path"]
+    answer = edgezoo("run", path, "--prompt", "hello", "--max-tokens", 12)
+    assert answer.stdout.strip()
+    report = json.loads(
+        edgezoo("run", path, "--prompt", "hello", "--max-tokens", 12, "--json").stdout
+    )
+    assert answer.stdout == report["text"] + "\n"
+    # The head has 300 rows, the tokenizer knows 257 ids: none beyond is chosen.
+    assert all(token < 257 for token in report["answer_tokens"])
+
+
+def test_sampling_repeats_with_its_seed(converted):
+    path = json.loads(converted.stdout)["path"]
+
+    def sample(seed):
+        out = edgezoo(
+            *("run", path, "--prompt", "hello", "--max-tokens", 12, "--json"),
+            *("--temperature", 1.5, "--top-k", 0, "--seed", seed),
+        )
+        return json.loads(out.stdout)["answer_tokens"]
+
+    assert sample(1) == sample(1) != sample(2)
+
+
+def test_prompt_longer_than_the_cache_is_told(converted):
+    path = json.loads(converted.stdout)["path"]
+    failed = edgezoo("run", path, "--prompt", "x" * 70, code=1)
+    assert "70 tokens after 0 do not fit into a KV cache of 64" in failed.stderr
+    assert "Fix: shorten the prompt" in failed.stderr
+
+
+def test_what_is_there_is_replaced_only_when_told(converted, checkpoint):
+    path = Path(json.loads(converted.stdout)["path"])
+    before = path.read_bytes()
+    failed = edgezoo("convert", checkpoint, *SHAPES, "--output", checkpoint.parent, code=1)
+    assert "Fix: pass --force" in failed.stderr
+    assert path.read_bytes() == before
+
+
+def test_interrupt_leaves_the_earlier_file_and_nothing_else(converted, checkpoint):
+    path = Path(json.loads(converted.stdout)["path"])
+    before = {p.name: p.read_bytes() for p in path.parent.iterdir() if p.is_file()}
+    command = [EDGEZOO, "convert", checkpoint, *SHAPES, "--output", path.parent, "--force"]
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT
+    )
+    for line in process.stderr:
+        if "loading weights" in line:  # tracing has begun
+            break
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert out == ""
+    after = {p.name: p.read_bytes() for p in path.parent.iterdir() if p.is_file()}
+    assert after == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "remedy"),
+    [
+        (["convert", "gema-2b"], "no model is called 'gema-2b'", "did you mean gemma-2b?"),
+        (["convert", "./absent"], "no such folder", "check the path"),
+        (["convert", "gemma-2b", "--recipe", "int8"], "no recipe is called 'int8'", ""),
+        (["run", "absent.tflite", "--prompt", "x"], "absent.tflite: no such file", "check"),
+        (["info", "nothing"], "no model is called 'nothing'", "edgezoo list --available"),
+    ],
+)
+def test_errors_are_told_with_their_remedy(arguments, message, remedy, tmp_path):
+    failed = edgezoo(*arguments, cwd=tmp_path, code=1)
+    assert failed.stdout == ""
+    error, fix = failed.stderr.splitlines()[-2:]
+    assert error.startswith("Error: ")
+    assert message in error
+    assert fix.startswith("Fix: ")
+    assert remedy in fix
+
+
+def test_usage_errors_have_exit_code_2():
+    assert "No such command" in edgezoo("convrt", code=2).stderr
+
+
+def test_no_tokenizer_and_no_manifest_is_told(converted, tmp_path):
+    path = Path(json.loads(converted.stdout)["path"])
+    alone = tmp_path / "alone.tflite"
+    alone.write_bytes(path.read_bytes())
+    failed = edgezoo("run", alone, "--prompt", "x", code=1)
+    assert "has no manifest" in failed.stderr
+    assert "Fix: pass --tokenizer" in failed.stderr
+
+
+def test_not_a_tflite_is_told(tmp_path, checkpoint):
+    file = tmp_path / "noise.tflite"
+    file.write_bytes(b"noise" * 100)
+    failed = edgezoo("run", file, "--prompt", "x", "--tokenizer", checkpoint, code=1)
+    assert "noise.tflite cannot be loaded" in failed.stderr

@@ -1,0 +1,126 @@
+"""A real model, SmolLM2-135M-Instruct, from its checkpoint to an answer."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.xdist_group("real-weights")
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+GREEDY = ["--temperature", "0", "--top-k", "1"]
+PROMPTS = ["What is the capital of France?", "Name three fruits.", "Why is the sky blue?"]
+
+
+def edgezoo(*arguments):
+    """Runs the command and returns what it printed to stdout."""
+    done = subprocess.run(
+        [BIN / "edgezoo", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("real") / "smollm2-135m"
+    subprocess.run([sys.executable, ROOT / "examples" / "smollm2.py", folder], check=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def int8(checkpoint):
+    """The file that the defaults give."""
+    out = edgezoo("convert", checkpoint, "--output", checkpoint.parent, "--json")
+    return json.loads(out)
+
+
+@pytest.fixture(scope="module")
+def reference(checkpoint):
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(checkpoint, dtype="float32").eval()
+
+
+def test_mapped_module_equals_transformers(checkpoint):
+    report = json.loads(edgezoo("author", checkpoint, "--compare", "--json"))
+    print(report["difference"])
+    assert sum(report["parameters"].values()) == 134_515_008
+    assert report["difference"]["same_choice"] == 1.0
+    assert report["difference"]["largest"] < 1e-4 * report["difference"]["scale"]
+
+
+def test_float32_file_gives_token_for_token_what_transformers_gives(
+    checkpoint, reference, tmp_path
+):
+    import torch
+
+    out = edgezoo(
+        *("convert", checkpoint, "--recipe", "none", "--prefill", 32, "--kv-cache", 256),
+        *("--output", tmp_path, "--json"),
+    )
+    path = json.loads(out)["path"]
+    for prompt in PROMPTS:
+        answer = json.loads(edgezoo("run", path, "--prompt", prompt, "--max-tokens", 48, "--json"))
+        with torch.inference_mode():
+            expected = reference.generate(
+                torch.tensor([answer["prompt_tokens"]]), max_new_tokens=48, do_sample=False
+            )[0, len(answer["prompt_tokens"]) :].tolist()
+        if expected[-1] == 2:  # <|im_end|>, which an answer leaves out
+            expected.pop()
+        print(prompt, "->", answer["text"])
+        assert answer["answer_tokens"] == expected
+
+
+def test_int8_answers_sensibly(int8):
+    out = edgezoo("run", int8["path"], "--prompt", PROMPTS[0])
+    assert "Paris" in out
+
+
+def test_int8_manifest_tells_where_it_comes_from(int8, checkpoint):
+    manifest = int8["manifest"]
+    names = {f["name"] for f in manifest["checkpoint"]["files"]}
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= names
+    assert manifest["checkpoint"]["folder"] == str(checkpoint)
+    assert manifest["recipe"]["weights"]["layers.29.down"] == "dynamic_int8"
+    assert [s["name"] for s in manifest["signatures"]] == ["prefill_8", "prefill_128", "decode"]
+    assert Path(int8["path"]).stat().st_size == manifest["artifact"]["size_bytes"] < 150e6
+
+
+def test_default_file_runs_in_litert_lm(int8, checkpoint, tmp_path):
+    from litert_torch.generative.utilities.litertlm_builder import build_litertlm
+
+    build_litertlm(
+        int8["path"],
+        str(tmp_path),
+        str(tmp_path),
+        context_length=1280,
+        user_prompt_prefix="<|im_start|>user\n",
+        user_prompt_suffix="<|im_end|>\n",
+        model_prompt_prefix="<|im_start|>assistant\n",
+        model_prompt_suffix="<|im_end|>\n",
+        hf_tokenizer_model_path=str(checkpoint / "tokenizer.json"),
+        stop_token_ids=[2],
+    )
+    bundle = tmp_path / f"{Path(int8['path']).stem}.litertlm"
+    # A prompt longer than both prefill lengths and not a multiple of either.
+    story = "The quick brown fox jumps over the lazy dog. " * 20
+    for prompt in (PROMPTS[0], f"{story} {PROMPTS[0]}"):
+        done = subprocess.run(
+            [BIN / "litert-lm", "run", bundle, "--prompt", prompt, *GREEDY],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        # The exit code is 0 even on failure, so the text counts.
+        assert "Paris" in done.stdout, done.stdout + done.stderr

@@ -1,0 +1,226 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from edgezoo_core.config import CHANGES_MATHEMATICS, INERT, Config, Rope
+from edgezoo_core.errors import ConfigError
+
+
+def config(**fields) -> Config:
+    return Config(fields, "config.json of fake")
+
+
+# Accessors
+
+
+def test_values_that_are_there():
+    c = config(hidden_size=8, eps=1e-6, tied=True, act="silu")
+    assert c.integer("hidden_size", 1) == 8
+    assert c.number("eps", 1.0) == 1e-6
+    assert c.flag("tied", False) is True
+    assert c.choice("act", {"silu": "SILU", "gelu": "GELU"}, "gelu") == "SILU"
+
+
+def test_integer_is_a_number_and_number_is_a_float():
+    assert isinstance(config(theta=10000).number("theta"), float)
+
+
+@pytest.mark.parametrize("fields", [{}, {"x": None}])
+def test_absent_and_null_take_the_default(fields):
+    c = config(**fields)
+    assert c.integer("x", 3) == 3
+    assert c.number("x", 0.5) == 0.5
+    assert c.flag("x", False) is False
+    assert c.choice("x", {"silu": 1}, "silu") == 1
+    c.only("x", False, True)
+
+
+@pytest.mark.parametrize("fields", [{}, {"x": None}])
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda c: c.integer("x"),
+        lambda c: c.number("x"),
+        lambda c: c.flag("x"),
+        lambda c: c.choice("x", {"silu": 1}),
+    ],
+)
+def test_absent_and_null_are_missing_without_a_default(fields, read):
+    with pytest.raises(ConfigError, match=r"config.json of fake: x is missing") as e:
+        read(config(**fields))
+    assert e.value.remedy == "add it to the checkpoint's config.json"
+
+
+@pytest.mark.parametrize("value", [True, False, 0, -1, 8.0, 8.5, "8", [8], math.nan])
+def test_not_a_positive_integer(value):
+    with pytest.raises(ConfigError, match=r"x is .*, expected a positive integer") as e:
+        config(x=value).integer("x", 3)
+    assert e.value.remedy == "correct the checkpoint's config.json"
+
+
+@pytest.mark.parametrize("value", [True, 0, 0.0, -1.0, math.nan, math.inf, -math.inf, "1", [1.0]])
+def test_not_a_positive_number(value):
+    with pytest.raises(ConfigError, match=r"x is .*, expected a positive number") as e:
+        config(x=value).number("x", 3.0)
+    assert e.value.remedy == "correct the checkpoint's config.json"
+
+
+@pytest.mark.parametrize("value", [0, 1, "true", [], 1.0])
+def test_not_a_flag(value):
+    with pytest.raises(ConfigError, match=r"x is .*, expected true or false"):
+        config(x=value).flag("x", True)
+
+
+@pytest.mark.parametrize("value", ["relu", 3, ["silu"], True])
+def test_choice_that_is_not_implemented(value):
+    with pytest.raises(ConfigError, match=r"x = .* is not implemented by this family") as e:
+        config(x=value).choice("x", {"silu": 1, "gelu": 2})
+    assert "implemented: gelu, silu" in e.value.message
+    assert "a plugin that implements it" in e.value.remedy
+
+
+@pytest.mark.parametrize(("value", "allowed"), [(0, False), (1, True), (1, 1.0), (2, 1), ("", 0)])
+def test_only_compares_the_kind_too(value, allowed):
+    with pytest.raises(ConfigError, match=r"x = .* is not implemented by this family") as e:
+        config(x=value).only("x", allowed)
+    assert f"implemented: {allowed!r}" in e.value.message
+
+
+def test_only_accepts_what_is_allowed():
+    c = config(x=False, y=1.0)
+    c.only("x", None, False)
+    c.only("y", 1.0)
+    assert c.leftovers() == {}
+
+
+# Rope
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"rope_theta": 5000.0, "partial_rotary_factor": 0.5},
+        {"rope_theta": 5000.0, "partial_rotary_factor": 0.5, "rope_scaling": None},
+        {"rope_theta": 5000.0, "rope_scaling": {"type": "default", "partial_rotary_factor": 0.5}},
+        {"rope_parameters": {"rope_theta": 5000.0, "partial_rotary_factor": 0.5}},
+        {
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 5000,
+                "partial_rotary_factor": 0.5,
+                "factor": None,
+            }
+        },
+        {"rope_theta": 5000, "rope_parameters": {"rope_theta": 5000.0}}
+        | {"partial_rotary_factor": 0.5},
+    ],
+)
+def test_rope_in_both_spellings(fields):
+    c = config(**fields)
+    assert c.rope() == Rope(theta=5000.0, partial_factor=0.5)
+    assert c.leftovers() == {}
+
+
+def test_rope_takes_the_authors_defaults():
+    assert config().rope() == Rope(10000.0, 1.0)
+    assert config(rope_theta=None, rope_parameters=None).rope(1e6, 0.25) == Rope(1e6, 0.25)
+
+
+@pytest.mark.parametrize("name", ["rope_theta", "partial_rotary_factor"])
+def test_rope_spellings_that_disagree(name):
+    fields = {name: 0.5, "rope_parameters": {name: 0.25}}
+    with pytest.raises(ConfigError, match=f"{name} is 0.5, but 0.25 in rope_parameters") as e:
+        config(**fields).rope()
+    assert "remove the other" in e.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling.rope_type = 'linear'"),
+        (
+            {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
+            "rope_scaling.rope_type = 'llama3'",
+        ),
+        (
+            {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}},
+            "rope_parameters.rope_type = 'yarn'",
+        ),
+        ({"rope_parameters": {"factor": 2.0}}, "rope_parameters.factor = 2.0"),
+        ({"rope_scaling": {"factor": 4.0}}, "rope_scaling.factor = 4.0"),
+    ],
+)
+def test_scaled_rope_is_refused_by_name(fields, named):
+    with pytest.raises(ConfigError, match="is not implemented by this family") as e:
+        config(**fields).rope()
+    assert named in e.value.message
+    assert "use a checkpoint without it" in e.value.remedy
+
+
+@pytest.mark.parametrize("field", ["rope_parameters", "rope_scaling"])
+def test_rope_that_is_no_object(field):
+    with pytest.raises(ConfigError, match=f"{field} is 'linear', expected an object"):
+        config(**{field: "linear"}).rope()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"partial_rotary_factor": 1.5}, "partial_rotary_factor is 1.5, expected at most 1"),
+        ({"partial_rotary_factor": 0}, "partial_rotary_factor is 0, expected a positive number"),
+        ({"rope_theta": -1.0}, "rope_theta is -1.0, expected a positive number"),
+        ({"rope_theta": True}, "rope_theta is True, expected a positive number"),
+        ({"rope_parameters": {"rope_theta": "big"}}, "rope_theta is 'big', expected a positive"),
+    ],
+)
+def test_rope_that_makes_no_sense(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        config(**fields).rope()
+
+
+# What became of every field
+
+
+def test_leftovers_are_neither_read_nor_inert():
+    c = config(hidden_size=8, odd=1, use_cache=True, mine=2)
+    c.integer("hidden_size")
+    c.inert("mine", "chooses a kernel")
+    assert c.leftovers() == {"odd": 1}
+
+
+def test_account_names_every_field_once():
+    c = config(hidden_size=8, odd=1, use_cache=True, mine=2)
+    c.integer("hidden_size")
+    c.integer("absent", 5)
+    c.inert("mine", "chooses a kernel")
+    assert c.account() == {
+        "read": ["hidden_size"],
+        "inert": {"mine": "chooses a kernel", "use_cache": INERT["use_cache"]},
+        "unknown": {"odd": 1},
+    }
+
+
+def test_inert_field_that_was_read_counts_as_read():
+    c = config(use_cache=True)
+    c.flag("use_cache")
+    assert c.account() == {"read": ["use_cache"], "inert": {}, "unknown": {}}
+
+
+def test_mapping_access_counts_as_reading():
+    c = config(a=1, b=2, c=3)
+    assert (c["a"], c.get("b"), c.get("absent")) == (1, 2, None)
+    assert len(c) == 3
+    assert c.leftovers() == {"c": 3}
+
+
+def test_no_field_is_both_inert_and_mathematics():
+    assert not INERT.keys() & CHANGES_MATHEMATICS.keys()
+
+
+def test_config_does_not_change_with_its_source():
+    fields = {"a": 1}
+    c = Config(fields, "fake")
+    fields["a"] = 2
+    assert c["a"] == 1
