@@ -178,14 +178,22 @@ class Config(Mapping[str, Any]):
         """Declares that the field cannot change the graph, and why."""
         self._inert[name] = reason
 
-    def rope(self, default_theta: float = 10000.0, default_partial_factor: float = 1.0) -> Rope:
+    def rope(
+        self, default_theta: float = 10000.0, default_partial_factor: float | None = None
+    ) -> Rope:
         """Returns the rotary embedding, in the older spelling or the newer.
 
         Older: `rope_theta`, `partial_rotary_factor`, `rope_scaling` side by side. Newer
         (transformers 5): all of them in `rope_parameters`.
 
+        Args:
+            default_theta: Base where none is given.
+            default_partial_factor: Share of each head where none is given; None for a family that
+                always rotates whole heads, as transformers then ignores the field.
+
         Raises:
-            ConfigError: Scaled rope, an unknown field of it, or the two spellings disagree.
+            ConfigError: Scaled rope, an unknown field of it, a share that the family does not
+                have, or the two spellings disagree.
         """
         nested: dict[str, Any] = {}
         for field in ("rope_parameters", "rope_scaling"):
@@ -206,7 +214,9 @@ class Config(Mapping[str, Any]):
                 )
             nested.update({k: v for k, v in value.items() if v is not None})
         theta = self._rope_field("rope_theta", nested, default_theta)
-        factor = self._rope_field("partial_rotary_factor", nested, default_partial_factor)
+        factor = self._rope_field("partial_rotary_factor", nested, default_partial_factor or 1.0)
+        if default_partial_factor is None and factor != 1:
+            raise self.refused("partial_rotary_factor", factor, "whole heads are rotated")
         if factor > 1:
             raise self._wrong("partial_rotary_factor", factor, "at most 1")
         return Rope(theta, factor)

@@ -18,7 +18,7 @@ from edgezoo_core import cards, hookspecs, recipe
 from edgezoo_core.cli import main as edgezoo
 
 ROOT = Path(__file__).resolve().parents[1]
-FILES = (ROOT / "README.md", *sorted(ROOT.glob("plugins/*/README.md")))
+FILES = (ROOT / "README.md", *sorted(ROOT.glob("plugins/**/README.md")))
 CARDS = sorted(ROOT.glob("plugins/*/edgezoo_*/models.toml"))
 PART = re.compile(r"(<!-- begin (?P<name>[\w-]+) -->\n).*?(<!-- end (?P=name) -->)", re.DOTALL)
 

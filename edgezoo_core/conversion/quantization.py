@@ -80,7 +80,7 @@ def assign(model: Any, plan: QuantPlan, module: torch.nn.Module) -> Assignment:
         ConversionError: A weight is no parameter of the module, or a rule meets no operator.
     """
     parameters = {n: p.detach().numpy() for n, p in module.named_parameters()}
-    owners: dict[tuple[str, int], WeightRule] = {}
+    owners: dict[tuple[str, int], list[WeightRule]] = {}
     assignment: dict[tuple[str, str], WeightRule] = {}
     for use in graph.weight_uses(model):
         if use.weight is None:
@@ -88,8 +88,10 @@ def assign(model: Any, plan: QuantPlan, module: torch.nn.Module) -> Assignment:
         key = (use.operator, use.weight.buffer)
         if key not in owners:
             values = graph.float_values(model, use.weight)
-            owners[key] = _owner(use, values, plan, parameters)
-        assignment[use.signature, use.scope] = owners[key]
+            owners[key] = _owners(use, values, plan, parameters)
+        # Two layers may hold equal values: then the operator's name decides.
+        rule = min(owners[key], key=lambda rule: _position(rule, use.scope))
+        assignment[use.signature, use.scope] = rule
     met = set(assignment.values())
     unmet = [r for r in plan.rules if r not in met and not _twin(r, met, parameters)]
     if unmet:
@@ -125,13 +127,13 @@ def check(model: Any, assignment: Assignment) -> None:
         )
 
 
-def _owner(
+def _owners(
     use: graph.WeightUse,
     values: np.ndarray[Any, Any],
     plan: QuantPlan,
     parameters: Mapping[str, np.ndarray[Any, Any]],
-) -> WeightRule:
-    # Two layers may hold equal values: then the operator's name decides.
+) -> list[WeightRule]:
+    """Returns the rules whose parameter has just these values: one, but for twins."""
     candidates = [
         rule
         for rule in plan.rules
@@ -146,7 +148,7 @@ def _owner(
             f" parameter of the model ({use.scope[-120:]})",
             remedy="report it: the graph folded a weight into another constant",
         )
-    return min(candidates, key=lambda rule: _position(rule, use.scope))
+    return candidates
 
 
 def _position(rule: WeightRule, scope: str) -> int:

@@ -99,9 +99,11 @@ class Saved:
 def save_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Saved]:
     """Saves a random model: `save_model(family, **config)`."""
 
-    def save(family: str, dtype: torch.dtype = torch.float32, **config: Any) -> Saved:
+    def save(
+        family: str, dtype: torch.dtype = torch.float32, spread: float = 1.35, **config: Any
+    ) -> Saved:
         config_class, model_class = CLASSES[family]
-        # Wide enough that logits differ clearly and norms are not all ones.
+        # With its default, spread makes logits that differ clearly; norms are not all ones.
         torch.manual_seed(7)
         reference = model_class(config_class(**{**SMALL, **config})).eval()
         for name, parameter in reference.named_parameters():
@@ -109,10 +111,12 @@ def save_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Saved]
                 centre = 0.0 if family == "gemma" else 1.0
                 parameter.data.normal_(centre, 0.2)
             else:
-                parameter.data.normal_(0, 0.4 / parameter.shape[-1] ** 0.25)
+                parameter.data.normal_(0, spread / parameter.shape[-1] ** 0.5)
         folder = tmp_path_factory.mktemp(family)
         reference.to(dtype).save_pretrained(folder)
-        return Saved(family, reference.float(), folder)
+        # Loaded again: casting to bf16 and back would round the rope tables, too.
+        reference = model_class.from_pretrained(folder, dtype=torch.float32).eval()
+        return Saved(family, reference, folder)
 
     return save
 

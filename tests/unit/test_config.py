@@ -15,6 +15,16 @@ def config(**fields) -> Config:
 # Accessors
 
 
+def test_a_share_of_the_head_is_refused_where_whole_heads_are_rotated():
+    for fields in (
+        {"partial_rotary_factor": 0.5},
+        {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
+    ):
+        with pytest.raises(ConfigError, match=r"partial_rotary_factor = 0\.5 is not implemented"):
+            config(**fields).rope()
+    assert config(partial_rotary_factor=1.0).rope().partial_factor == 1.0
+
+
 def test_values_that_are_there():
     c = config(hidden_size=8, eps=1e-6, tied=True, act="silu")
     assert c.integer("hidden_size", 1) == 8
@@ -119,7 +129,7 @@ def test_only_accepts_what_is_allowed():
 )
 def test_rope_in_both_spellings(fields):
     c = config(**fields)
-    assert c.rope() == Rope(theta=5000.0, partial_factor=0.5)
+    assert c.rope(default_partial_factor=1.0) == Rope(theta=5000.0, partial_factor=0.5)
     assert c.leftovers() == {}
 
 
@@ -132,7 +142,7 @@ def test_rope_takes_the_authors_defaults():
 def test_rope_spellings_that_disagree(name):
     fields = {name: 0.5, "rope_parameters": {name: 0.25}}
     with pytest.raises(ConfigError, match=f"{name} is 0.5, but 0.25 in rope_parameters") as e:
-        config(**fields).rope()
+        config(**fields).rope(default_partial_factor=0.5)
     assert "remove the other" in e.value.remedy
 
 
@@ -154,7 +164,7 @@ def test_rope_spellings_that_disagree(name):
 )
 def test_scaled_rope_is_refused_by_name(fields, named):
     with pytest.raises(ConfigError, match="is not implemented by this family") as e:
-        config(**fields).rope()
+        config(**fields).rope(default_partial_factor=0.5)
     assert named in e.value.message
     assert "use a checkpoint without it" in e.value.remedy
 
@@ -177,7 +187,7 @@ def test_rope_that_is_no_object(field):
 )
 def test_rope_that_makes_no_sense(fields, message):
     with pytest.raises(ConfigError, match=message):
-        config(**fields).rope()
+        config(**fields).rope(default_partial_factor=0.5)
 
 
 # What became of every field

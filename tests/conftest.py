@@ -1,0 +1,44 @@
+"""Fixtures for all tests."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from hub_server import HubServer
+
+# No test asks the public hub. huggingface_hub reads this when it is first imported.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def _load_hub_server() -> ModuleType:
+    # --import-mode=importlib puts no test folder on sys.path, so a sibling is loaded by its path.
+    path = Path(__file__).with_name("hub_server.py")
+    spec = importlib.util.spec_from_file_location("edgezoo_tests_hub_server", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def hub_server() -> ModuleType:
+    """The module of the loopback hub."""
+    return _load_hub_server()
+
+
+@pytest.fixture
+def hub(hub_server: ModuleType) -> Iterator[HubServer]:
+    """A running loopback hub with no repos in it."""
+    server = hub_server.HubServer()
+    yield server
+    server.stop()

@@ -1,0 +1,405 @@
+"""A Hugging Face hub on the loopback interface, for the real client to talk to.
+
+It answers as far as huggingface_hub asks when it lists and downloads models, keeps a log of the
+requests, and fails on demand. Small files come from the hub's own origin, `http://127.0.0.1`; large
+ones are redirected to another origin, `http://localhost`, as the public hub redirects to a CDN.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import parse_qs, unquote, urlsplit
+
+#: Files that the hub stores by their sha256, apart from its git repository.
+LARGE_SUFFIXES = (".bin", ".ckpt", ".model", ".msgpack", ".onnx", ".pt", ".pth", ".safetensors")
+#: Entries per page of a tree listing.
+PAGE = 50
+CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file of a repo: its bytes or where they are, and the name that git or LFS gives them."""
+
+    content: bytes | Path
+    is_large: bool
+    size: int
+    sha256: str
+    git_oid: str
+
+    @property
+    def etag(self) -> str:
+        return self.sha256 if self.is_large else self.git_oid
+
+    def chunks(self, start: int, stop: int) -> Iterator[bytes]:
+        if isinstance(self.content, bytes):
+            yield self.content[start:stop]
+            return
+        with self.content.open("rb") as f:
+            f.seek(start)
+            while start < stop:
+                chunk = f.read(min(CHUNK, stop - start))
+                start += len(chunk)
+                yield chunk
+
+
+@dataclass
+class Repo:
+    """Commits by hash and branches by name; who may read it."""
+
+    commits: dict[str, dict[str, StoredFile]] = field(default_factory=dict)
+    branches: dict[str, str] = field(default_factory=dict)
+    is_gated: bool = False
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request as it came in. The names of its headers are in lower case."""
+
+    method: str
+    path: str
+    host: str
+    headers: Mapping[str, str]
+
+    @property
+    def token(self) -> str | None:
+        return self.headers.get("authorization", "").removeprefix("Bearer ") or None
+
+
+class HubServer:
+    """Serves the repos that are published to it, until it is stopped.
+
+    Attributes:
+        requests: All requests so far.
+        tokens: Tokens that the hub knows; any other is refused.
+        members: Those of them that may read gated repos.
+        unavailable: Parts that answer 503: `api`, `resolve`, `storage`.
+        flipped: Large files of which one byte arrives wrong.
+        cut_after: Bytes of a large file after which the connection is closed, each time.
+        cut_once: The same, but only the first time.
+        held: Large files that stop in the middle until `release` is set.
+        is_waiting: Set once a held file is reached.
+    """
+
+    def __init__(self) -> None:
+        self.repos: dict[str, Repo] = {}
+        self.requests: list[Request] = []
+        self.tokens: set[str] = set()
+        self.members: set[str] = set()
+        self.unavailable: set[str] = set()
+        self.flipped: set[str] = set()
+        self.cut_after: dict[str, int] = {}
+        self.cut_once: dict[str, int] = {}
+        self.held: set[str] = set()
+        self.is_waiting = threading.Event()
+        self.release = threading.Event()
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+        self._server.daemon_threads = True
+        self._server.block_on_close = False
+        self._server.hub = self  # type: ignore[attr-defined]
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+        )
+        self._thread.start()
+
+    @property
+    def url(self) -> str:
+        """The hub's own origin: what HF_ENDPOINT must say."""
+        return f"http://127.0.0.1:{self._server.server_port}"
+
+    @property
+    def storage_url(self) -> str:
+        """The origin that large files come from."""
+        return f"http://localhost:{self._server.server_port}"
+
+    def publish(
+        self,
+        repo: str,
+        files: Mapping[str, bytes] | Path,
+        *,
+        branch: str = "main",
+        is_gated: bool = False,
+    ) -> str:
+        """Adds a commit to a branch of a repo, which is made if need be; returns its hash.
+
+        Args:
+            repo: `org/name`.
+            files: Contents by name, or a folder, which must stay as it is.
+            branch: The branch that the commit becomes the head of.
+            is_gated: Whether its files are for members only.
+        """
+        if isinstance(files, Path):
+            contents: Mapping[str, bytes | Path] = {
+                str(p.relative_to(files)): p for p in sorted(files.rglob("*")) if p.is_file()
+            }
+        else:
+            contents = files
+        stored = {name: _store(name, content) for name, content in contents.items()}
+        entry = self.repos.setdefault(repo, Repo())
+        listing = json.dumps([len(entry.commits), {n: f.etag for n, f in stored.items()}])
+        commit = hashlib.sha1(listing.encode()).hexdigest()
+        entry.commits[commit] = stored
+        entry.branches[branch] = commit
+        entry.is_gated = is_gated
+        return commit
+
+    def environment(self, home: Path) -> dict[str, str]:
+        """Returns the variables that make huggingface_hub ask this hub and keep to `home`."""
+        return {
+            "HF_ENDPOINT": self.url,
+            "HF_HOME": str(home),
+            "HF_HUB_CACHE": str(home / "hub"),
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_DISABLE_UPDATE_CHECK": "1",
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_OFFLINE": "0",
+            "NO_PROXY": "127.0.0.1,localhost",
+        }
+
+    def fetched(self) -> list[str]:
+        """Returns the names of the files whose bodies were asked for, in order."""
+        names = []
+        for request in self.requests:
+            parts = urlsplit(request.path)
+            if request.method == "GET" and parts.path.startswith("/storage/"):
+                names.append(parse_qs(parts.query)["name"][0])
+            elif request.method == "GET" and "/resolve/" in parts.path:
+                names.append(unquote(parts.path.split("/", 5)[5]))
+        return names
+
+    def stop(self) -> None:
+        """Closes the port: from now on connections are refused."""
+        self.release.set()
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+def _store(name: str, content: bytes | Path) -> StoredFile:
+    size = len(content) if isinstance(content, bytes) else content.stat().st_size
+    whole = StoredFile(content, True, size, "", "")
+    sha256, git = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size)
+    for chunk in whole.chunks(0, size):
+        sha256.update(chunk)
+        git.update(chunk)
+    is_large = name.endswith(LARGE_SUFFIXES) or size > 10 << 20
+    return StoredFile(content, is_large, size, sha256.hexdigest(), git.hexdigest())
+
+
+class _RefusedError(Exception):
+    def __init__(self, status: HTTPStatus, code: str | None, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    @property
+    def hub(self) -> HubServer:
+        return self.server.hub  # type: ignore[attr-defined, no-any-return]
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_POST(self) -> None:
+        self._answer()
+
+    def _answer(self) -> None:
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        body = self.rfile.read(int(headers.get("content-length", 0)))
+        request = Request(self.command, self.path, headers["host"], headers)
+        self.hub.requests.append(request)
+        parts = urlsplit(self.path)
+        try:
+            if parts.path.startswith("/storage/"):
+                self._storage(request, parts.path.split("/")[2], parse_qs(parts.query)["name"][0])
+            elif parts.path.startswith("/api/models/"):
+                self._check_token(request, "api")
+                self._api(request, parts.path.split("/")[3:], parse_qs(parts.query), body)
+            elif "/resolve/" in parts.path:
+                self._check_token(request, "resolve")
+                self._resolve(request, *parts.path[1:].split("/", 4))
+            else:
+                raise _RefusedError(HTTPStatus.NOT_FOUND, None, f"no such page: {parts.path}")
+        except _RefusedError as refusal:
+            self._refuse(refusal)
+        except ConnectionError:
+            self.close_connection = True  # the client was killed
+
+    def _check_token(self, request: Request, part: str) -> None:
+        if part in self.hub.unavailable:
+            raise _RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, None, "out of order")
+        if request.token is not None and request.token not in self.hub.tokens:
+            message = "Invalid credentials in Authorization header"
+            raise _RefusedError(HTTPStatus.UNAUTHORIZED, None, message)
+
+    def _find(self, repo: str, revision: str) -> tuple[Repo, str, dict[str, StoredFile]]:
+        entry = self.hub.repos.get(repo)
+        if entry is None:
+            raise _RefusedError(HTTPStatus.NOT_FOUND, "RepoNotFound", "Repository not found")
+        revision = unquote(revision)
+        commit = entry.branches.get(revision, revision)
+        if commit not in entry.commits:
+            message = f"Invalid rev id: {revision}"
+            raise _RefusedError(HTTPStatus.NOT_FOUND, "RevisionNotFound", message)
+        return entry, commit, entry.commits[commit]
+
+    def _api(
+        self, request: Request, parts: list[str], query: dict[str, list[str]], body: bytes
+    ) -> None:
+        repo, question = "/".join(parts[:2]), parts[2] if len(parts) > 2 else "revision"
+        revision = parts[3] if len(parts) > 3 else "main"
+        _, commit, files = self._find(repo, revision)
+        if question == "revision":
+            siblings = [
+                {"rfilename": name, **(_blob(file) if "blobs" in query else {})}
+                for name, file in files.items()
+            ]
+            info = {"id": repo, "modelId": repo, "sha": commit, "siblings": siblings}
+            self._send_json(info)
+        elif question == "tree":
+            start = int(query.get("cursor", ["0"])[0])
+            folder = "/".join(parts[4:])
+            entries = [_entry(n, f) for n, f in files.items() if n.startswith(folder)]
+            link = {}
+            if start + PAGE < len(entries):
+                page = f"{self.hub.url}{urlsplit(self.path).path}?recursive=true"
+                link = {"Link": f'<{page}&cursor={start + PAGE}>; rel="next"'}
+            self._send_json(entries[start : start + PAGE], link)
+        elif question == "paths-info":
+            wanted = parse_qs(body.decode()).get("paths", [])
+            self._send_json([_entry(name, files[name]) for name in wanted if name in files])
+        else:
+            raise _RefusedError(HTTPStatus.NOT_FOUND, None, f"no such question: {question}")
+
+    def _resolve(
+        self, request: Request, org: str, name: str, _: str, revision: str, path: str
+    ) -> None:
+        repo, commit, files = self._find(f"{org}/{name}", revision)
+        if repo.is_gated and request.token not in self.hub.members:
+            status = HTTPStatus.FORBIDDEN if request.token else HTTPStatus.UNAUTHORIZED
+            raise _RefusedError(status, "GatedRepo", "Access to this model is restricted")
+        file = files.get(unquote(path))
+        if file is None:
+            raise _RefusedError(HTTPStatus.NOT_FOUND, "EntryNotFound", "Entry not found")
+        headers = {"X-Repo-Commit": commit, "ETag": f'"{file.etag}"'}
+        if file.is_large:
+            query = f"name={unquote(path)}&X-Signature=signed-for-one-hour"
+            headers["X-Linked-Size"] = str(file.size)
+            headers["X-Linked-ETag"] = f'"{file.sha256}"'
+            headers["Location"] = f"{self.hub.storage_url}/storage/{file.sha256}?{query}"
+            self._send_headers(HTTPStatus.FOUND, headers, 0)
+        else:
+            self._send_headers(HTTPStatus.OK, headers, file.size)
+            if request.method == "GET":
+                self._send_body(file.chunks(0, file.size))
+
+    def _storage(self, request: Request, sha256: str, name: str) -> None:
+        if "storage" in self.hub.unavailable:
+            raise _RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, None, "out of order")
+        file = next(
+            f
+            for repo in self.hub.repos.values()
+            for files in repo.commits.values()
+            for f in files.values()
+            if f.sha256 == sha256
+        )
+        start, stop = _range(request.headers.get("range"), file.size)
+        headers = {"ETag": f'"{sha256[:32]}"', "Accept-Ranges": "bytes"}
+        status = HTTPStatus.OK
+        if "range" in request.headers:
+            status = HTTPStatus.PARTIAL_CONTENT
+            headers["Content-Range"] = f"bytes {start}-{stop - 1}/{file.size}"
+        self._send_headers(status, headers, stop - start)
+        if request.method != "GET":
+            return
+        cut = self.hub.cut_after.get(name, self.hub.cut_once.pop(name, None))
+        if cut is not None:
+            stop = max(start, min(stop, cut))
+            self.close_connection = True
+        if name in self.hub.held:
+            middle = (start + stop) // 2
+            self._send_body(file.chunks(start, middle))
+            self.hub.is_waiting.set()
+            self.hub.release.wait()
+            start = middle
+        body = file.chunks(start, stop)
+        self._send_body(map(_flip, body) if name in self.hub.flipped else body)
+
+    def _refuse(self, refusal: _RefusedError) -> None:
+        headers = {"X-Error-Message": refusal.message}
+        if refusal.code:
+            headers["X-Error-Code"] = refusal.code
+        self._send_json({"error": refusal.message}, headers, refusal.status)
+
+    def _send_json(
+        self,
+        value: object,
+        headers: Mapping[str, str] | None = None,
+        status: HTTPStatus = HTTPStatus.OK,
+    ) -> None:
+        body = json.dumps(value).encode()
+        headers = {"Content-Type": "application/json", **(headers or {})}
+        self._send_headers(status, headers, len(body))
+        if self.command != "HEAD":
+            self._send_body([body])
+
+    def _send_headers(self, status: HTTPStatus, headers: Mapping[str, str], length: int) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(length))
+        self.end_headers()
+
+    def _send_body(self, chunks: Iterator[bytes] | list[bytes]) -> None:
+        for chunk in chunks:
+            self.wfile.write(chunk)
+        self.wfile.flush()
+
+
+def _blob(file: StoredFile) -> dict[str, object]:
+    pointer = {"sha256": file.sha256, "size": file.size, "pointerSize": 130}
+    return {
+        "size": file.size,
+        "blobId": file.git_oid,
+        **({"lfs": pointer} if file.is_large else {}),
+    }
+
+
+def _entry(name: str, file: StoredFile) -> dict[str, object]:
+    pointer = {"oid": file.sha256, "size": file.size, "pointerSize": 130}
+    return {
+        "type": "file",
+        "path": name,
+        "oid": file.git_oid,
+        "size": file.size,
+        **({"lfs": pointer} if file.is_large else {}),
+    }
+
+
+def _range(header: str | None, size: int) -> tuple[int, int]:
+    if header is None:
+        return 0, size
+    first, _, last = header.removeprefix("bytes=").partition("-")
+    return int(first), min(int(last) + 1, size) if last else size
+
+
+def _flip(chunk: bytes) -> bytes:
+    return chunk[:-1] + bytes([chunk[-1] ^ 1]) if chunk else chunk
