@@ -24,6 +24,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from edgezoo_core import zoo
 from edgezoo_core.runtime import Session
+from edgezoo_core.shapes import Shapes
 
 GEMMA = {"model_type": "gemma", "vocab_size": 256000, "head_dim": 256}
 PHI_ROPE = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.4}
@@ -77,7 +78,7 @@ def compare(fields: dict[str, Any], folder: Path) -> tuple[float, float, int]:
         expected = reference(torch.tensor([tokens])).logits[0].numpy()[20:]
     del reference
     gc.collect()
-    shapes = zoo.Shapes(prefill_lengths=(4, 16), kv_cache_length=64)
+    shapes = Shapes(prefill_lengths=(4, 16), kv_cache_length=64)
     conversion = zoo.convert(
         str(folder / "source"), recipe="none", shapes=shapes, output=folder / "converted"
     )

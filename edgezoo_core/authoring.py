@@ -13,7 +13,8 @@ from litert_torch.generative.utilities.loader import ModelLoader
 from litert_torch.generative.utilities.model_builder import DecoderOnlyModel
 
 from edgezoo_core.config import Config, Rope
-from edgezoo_core.types import LazyTensor, Model, QuantPlan, Recipe, Signature, SignatureOptions
+from edgezoo_core.shapes import SignatureOptions
+from edgezoo_core.types import LazyTensor, Model, QuantPlan, Recipe, Signature
 
 #: Prefixes of the checkpoint's tensor names by part; `{}` stands for the layer.
 TensorNames = ModelLoader.TensorNames

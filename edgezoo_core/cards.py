@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from edgezoo_core.errors import CardError, EdgezooError, listing, nearest
-from edgezoo_core.types import SignatureOptions
+from edgezoo_core.shapes import SignatureOptions
 
 #: Version of the layout of models.toml and registry.toml.
 SCHEMA = 1
@@ -79,13 +79,13 @@ class IndexEntry:
     summary: str
 
 
-@dataclass(frozen=True, slots=True)
 class _Table:
     """A TOML table whose keys are taken one by one, so that a leftover is a misspelling."""
 
-    values: dict[str, Any]
-    where: str
-    known: set[str] = field(default_factory=set)
+    def __init__(self, values: dict[str, Any], where: str) -> None:
+        self.values = values
+        self.where = where
+        self.known: set[str] = set()
 
     def take(self, key: str, kind: type, default: Any = ...) -> Any:
         self.known.add(key)

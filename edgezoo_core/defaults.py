@@ -15,7 +15,8 @@ from edgezoo_core import hookimpl, mapping
 from edgezoo_core import recipe as recipes
 from edgezoo_core.checkpoint import Checkpoint
 from edgezoo_core.mapping import TensorNames
-from edgezoo_core.types import LazyTensor, Model, QuantPlan, Recipe, Signature, SignatureOptions
+from edgezoo_core.shapes import SignatureOptions
+from edgezoo_core.types import LazyTensor, Model, QuantPlan, Recipe, Signature
 
 _LAYOUTS = {"default": KV_LAYOUT_DEFAULT, "transposed": KV_LAYOUT_TRANSPOSED}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -68,5 +67,7 @@ def listing(names: Iterable[str]) -> str:
 
 def nearest(name: str, known: Collection[str]) -> str | None:
     """Returns the known name that looks most like `name`, or None if none does."""
+    import difflib  # only a mistake pays for it
+
     matches = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return matches[0] if matches else None

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
     from edgezoo_core.checkpoint import Checkpoint
     from edgezoo_core.config import Config
+    from edgezoo_core.shapes import SignatureOptions
     from edgezoo_core.types import (
         LazyTensor,
         Model,
         QuantPlan,
         Recipe,
         Signature,
-        SignatureOptions,
     )
 
 hookspec = pluggy.HookspecMarker("edgezoo")

@@ -13,7 +13,8 @@ from edgezoo_core import mapping
 from edgezoo_core.checkpoint import Checkpoint
 from edgezoo_core.config import CHANGES_MATHEMATICS, Config
 from edgezoo_core.errors import ConversionError, PluginError, listing
-from edgezoo_core.types import LazyTensor, Model, Progress, SignatureOptions, silent
+from edgezoo_core.shapes import SignatureOptions
+from edgezoo_core.types import LazyTensor, Model, Progress, silent
 
 if TYPE_CHECKING:
     from edgezoo_core.plugins import LoadedPlugin

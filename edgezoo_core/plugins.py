@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import logging
 import os
 from collections import Counter
 from collections.abc import Mapping
@@ -27,16 +26,14 @@ if TYPE_CHECKING:
 
     from edgezoo_core.checkpoint import Checkpoint
     from edgezoo_core.config import Config
+    from edgezoo_core.shapes import SignatureOptions
     from edgezoo_core.types import (
         LazyTensor,
         Model,
         QuantPlan,
         Recipe,
         Signature,
-        SignatureOptions,
     )
-
-logger = logging.getLogger(__name__)
 
 #: Entry-point group under which plugins register; the entry's name is the family.
 GROUP = "edgezoo"
@@ -91,7 +88,7 @@ def discover() -> tuple[Plugin, ...]:
     installed = sorted({_describe(entry) for entry in metadata.entry_points(group=GROUP)})
     unknown = sorted((allowed or set()) - {family for family, *_ in installed})
     if unknown:
-        logger.warning("EDGEZOO_PLUGINS names %s, which is not installed", listing(unknown))
+        _log("WARNING", f"EDGEZOO_PLUGINS names {listing(unknown)}, which is not installed")
     found = _find_conflicts([_inspect(Plugin(*entry), allowed) for entry in installed])
     for plugin in found:
         _report(plugin)
@@ -322,16 +319,22 @@ def _report(plugin: Plugin) -> None:
     message = f"plugin {plugin.family} of {plugin} is {plugin.state}: {plugin.reason}"
     if _is_strict():
         raise PluginError(message, remedy=_remedy(plugin))
-    logger.info("%s", message)
+    _log("INFO", message)
 
 
 def _is_strict() -> bool:
     return os.environ.get("EDGEZOO_STRICT") == "1"
 
 
+def _log(level: Literal["INFO", "WARNING"], message: str) -> None:
+    import logging  # `edgezoo list` has nothing to say as a rule, and does not pay for it
+
+    logging.getLogger(__name__).log(logging.getLevelNamesMapping()[level], message)
+
+
 def _failed(plugin: Plugin, state: State, reason: str) -> PluginLoadError:
     error = PluginLoadError(plugin, state, reason)
-    logger.info("%s", error.message)
+    _log("INFO", error.message)
     return error
 
 

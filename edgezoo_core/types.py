@@ -6,12 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from edgezoo_core.errors import ConversionError
-
 if TYPE_CHECKING:
     import torch
 
-KvLayout = Literal["transposed", "default"]
 Operator = Literal["EMBEDDING_LOOKUP", "FULLY_CONNECTED"]
 
 #: Parts of a decoder that a recipe can name.
@@ -46,46 +43,6 @@ class LazyTensor(Protocol):
 
     def read(self) -> torch.Tensor:
         """Reads it: dtype as stored, shape as `shape`."""
-
-
-@dataclass(frozen=True, slots=True)
-class SignatureOptions:
-    """Static shapes of the signatures to export.
-
-    Attributes:
-        prefill_lengths: Tokens (T) per prefill signature, ascending. LiteRT-LM fails a turn once
-            the free cache is shorter than the smallest, so a small one belongs among them.
-        kv_cache_length: Slots (S) of the KV cache, prompt and answer together.
-        kv_layout: `transposed`: k float32 [1, Hkv, S, D], v float32 [1, Hkv, D, S];
-            `default`: both float32 [1, S, Hkv, D].
-        mask_as_input: Whether the attention mask, float32 [1, 1, T, S], is an input. Otherwise an
-            S x S mask is a constant of the graph.
-    """
-
-    prefill_lengths: tuple[int, ...] = (8, 128)
-    kv_cache_length: int = 1280
-    kv_layout: KvLayout = "transposed"
-    mask_as_input: bool = True
-
-    def __post_init__(self) -> None:
-        lengths = tuple(sorted(set(self.prefill_lengths)))
-        object.__setattr__(self, "prefill_lengths", lengths)
-        if not lengths or lengths[0] < 1:
-            raise ConversionError(
-                f"prefill lengths must be one or more positive numbers, got {self.prefill_lengths}",
-                remedy="pass for instance --prefill 8 --prefill 128",
-            )
-        if self.kv_cache_length < lengths[-1] + 1:
-            raise ConversionError(
-                f"a KV cache of {self.kv_cache_length} slots cannot hold a prefill of "
-                f"{lengths[-1]} tokens and a decoded one",
-                remedy=f"pass --kv-cache {lengths[-1] + 1} or more, or a shorter --prefill",
-            )
-        if self.kv_layout not in ("transposed", "default"):
-            raise ConversionError(
-                f"unknown KV layout {self.kv_layout!r}",
-                remedy="choose --kv-layout transposed or --kv-layout default",
-            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,14 +22,13 @@ from edgezoo_core.checkpoint import Checkpoint
 from edgezoo_core.errors import ArtifactError, ConversionError, TargetError
 from edgezoo_core.model import AuthoredModel
 from edgezoo_core.plugins import LoadedPlugin, Plugin
+from edgezoo_core.shapes import Shapes, SignatureOptions
 from edgezoo_core.targets import Target
 from edgezoo_core.types import (
-    KvLayout,
     Model,
     Progress,
     QuantPlan,
     Signature,
-    SignatureOptions,
     SignatureSpec,
     silent,
 )
@@ -86,16 +85,6 @@ class Conversion:
     artifact: Artifact
     seconds: Mapping[str, float]
     peak_memory_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Shapes:
-    """The shapes that a user named; None takes the card's, or the core's default."""
-
-    prefill_lengths: Sequence[int] | None = None
-    kv_cache_length: int | None = None
-    kv_layout: KvLayout | None = None
-    mask_as_input: bool | None = None
 
 
 def obtain(

@@ -20,6 +20,16 @@ from edgezoo_core.errors import EdgezooError
 TAIL_LINES = 30
 
 
+def show_log(*, verbose: bool) -> None:
+    """Sends edgezoo's own log to stderr: warnings, and with `verbose` all that it says."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    logger = logging.getLogger("edgezoo_core")
+    logger.handlers = [handler]
+    logger.setLevel(logging.INFO if verbose else logging.WARNING)
+    logger.propagate = False
+
+
 @contextmanager
 def working(*, verbose: bool) -> Iterator[Stages]:
     """Quiets the libraries while the block runs and gives the progress to report to.
@@ -29,6 +39,7 @@ def working(*, verbose: bool) -> Iterator[Stages]:
     with ExitStack() as stack:
         if not verbose:
             stack.enter_context(_quiet())
+        show_log(verbose=verbose)  # after the streams are what they stay
         stages = stack.enter_context(Stages(sys.stderr))
         yield stages
 

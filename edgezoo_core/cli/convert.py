@@ -16,7 +16,7 @@ from edgezoo_core.cli.options import (
     source_options,
     verbose_option,
 )
-from edgezoo_core.types import KvLayout
+from edgezoo_core.shapes import KvLayout, Shapes
 
 
 @click.command("convert", epilog=TARGET_HELP)
@@ -70,7 +70,7 @@ def convert_command(
         stages("importing the libraries")
         from edgezoo_core import zoo
 
-        shapes = zoo.Shapes(
+        shapes = Shapes(
             prefill_lengths or None,
             kv_cache_length,
             cast("KvLayout | None", kv_layout),

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from edgezoo_core import cards, plugins, targets
+from edgezoo_core import cards, plugins
 from edgezoo_core.cards import ModelCard
 from edgezoo_core.cli.options import json_option, print_json, table, verbose_option
 from edgezoo_core.plugins import Plugin
@@ -86,6 +86,8 @@ def _hint(found: tuple[Plugin, ...], *, is_empty: bool) -> None:
 @verbose_option
 def info_command(model: str, as_json: bool, verbose: bool) -> None:
     """Show the card of MODEL."""
+    from edgezoo_core import targets
+
     found = plugins.discover()
     card = targets.find_card(model, found)
     owner = next(p for p in found if p.is_usable and p.card and model in p.card.models)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import logging
-import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -24,15 +21,13 @@ def json_option(command: F) -> F:
 
 
 def verbose_option(command: F) -> F:
-    """Adds -v, which also turns on the log of edgezoo itself."""
+    """Adds -v, which shows edgezoo's own log and lets the libraries talk."""
 
     def set_up(ctx: click.Context, parameter: click.Parameter, value: bool) -> bool:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
-        logger = logging.getLogger("edgezoo_core")
-        logger.handlers = [handler]
-        logger.setLevel(logging.INFO if value else logging.WARNING)
-        logger.propagate = False
+        if value:
+            from edgezoo_core.cli.console import show_log
+
+            show_log(verbose=True)
         return value
 
     return click.option(
@@ -57,6 +52,8 @@ def source_options(command: F) -> F:
 
 def print_json(value: Any) -> None:
     """Prints a value as JSON to stdout."""
+    import json
+
     click.echo(json.dumps(value, indent=2))
 
 

@@ -11,6 +11,7 @@ import torch
 
 from edgezoo_core import zoo
 from edgezoo_core.runtime import Session
+from edgezoo_core.shapes import Shapes
 
 # conftest.CASES, by name: each case keeps to one worker, where its model is converted once.
 NAMES = [
@@ -27,7 +28,7 @@ NAMES = [
 CAPACITY = 64
 #: Largest difference allowed, relative to the largest logit.
 TOLERANCE = 5e-5
-SHAPES = zoo.Shapes(prefill_lengths=(4, 16), kv_cache_length=CAPACITY)
+SHAPES = Shapes(prefill_lengths=(4, 16), kv_cache_length=CAPACITY)
 
 
 @pytest.fixture(
@@ -113,7 +114,7 @@ def test_greedy_answer_is_the_same(converted):
 )
 def test_other_layouts_and_masks(layout, mask_as_input, save_case, tmp_path: Path):
     saved = save_case("llama-grouped")
-    shapes = zoo.Shapes((4, 16), CAPACITY, layout, mask_as_input)
+    shapes = Shapes((4, 16), CAPACITY, layout, mask_as_input)
     conversion = zoo.convert(str(saved.folder), recipe="none", shapes=shapes, output=tmp_path)
     inputs = {t["name"]: t for t in conversion.artifact.manifest["signatures"][-1]["inputs"]}
     assert ("mask" in inputs) == mask_as_input

@@ -13,7 +13,8 @@ from edgezoo_core.config import Config
 from edgezoo_core.errors import ConfigError, PluginError
 from edgezoo_core.plugins import Plugin
 from edgezoo_core.recipe import resolve
-from edgezoo_core.types import Model, QuantPlan, Signature, SignatureOptions
+from edgezoo_core.shapes import SignatureOptions
+from edgezoo_core.types import Model, QuantPlan, Signature
 
 MODEL = Model("fake", None, "fake-org/fake-1b@abc")
 CONFIG = Config({}, "config.json of fake")

@@ -13,7 +13,7 @@ from edgezoo_core import model, recipe, zoo
 from edgezoo_core.conversion import graph, litert, quantization
 from edgezoo_core.errors import ConversionError, RecipeError
 from edgezoo_core.runtime import Session
-from edgezoo_core.types import SignatureOptions
+from edgezoo_core.shapes import SignatureOptions
 
 FAMILIES = [
     pytest.param("tinyllama", marks=pytest.mark.xdist_group("quantize-llama")),

@@ -4,7 +4,7 @@ import pytest
 
 from edgezoo_core import cards
 from edgezoo_core.errors import CardError
-from edgezoo_core.types import SignatureOptions
+from edgezoo_core.shapes import SignatureOptions
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from edgezoo_core import cards, targets
 from edgezoo_core.cards import FamilyCard, IndexEntry, ModelCard
 from edgezoo_core.errors import TargetError
 from edgezoo_core.plugins import Plugin
+from edgezoo_core.shapes import SignatureOptions
 from edgezoo_core.targets import Target
-from edgezoo_core.types import SignatureOptions
 
 
 def model_card(model_id: str, revision: str = "main") -> ModelCard:

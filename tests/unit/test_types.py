@@ -12,7 +12,8 @@ from edgezoo_core.errors import (
     listing,
     nearest,
 )
-from edgezoo_core.types import Model, SignatureOptions, WeightFormat
+from edgezoo_core.shapes import SignatureOptions
+from edgezoo_core.types import Model, WeightFormat
 
 INT8 = WeightFormat("int8", 8, is_float=False, is_dynamic=True)
 INT4_BLOCK32 = WeightFormat("int4_block32", 4, is_float=False, is_dynamic=True, block_size=32)

@@ -1,0 +1,64 @@
+"""The static shapes of an artifact's signatures: what a card or a user chooses.
+
+Apart from `types` so that listing cards pays for nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from edgezoo_core.errors import ConversionError
+
+KvLayout = Literal["transposed", "default"]
+
+
+@dataclass(frozen=True, slots=True)
+class SignatureOptions:
+    """Static shapes of the signatures to export.
+
+    Attributes:
+        prefill_lengths: Tokens (T) per prefill signature, ascending. LiteRT-LM fails a turn once
+            the free cache is shorter than the smallest, so a small one belongs among them.
+        kv_cache_length: Slots (S) of the KV cache, prompt and answer together.
+        kv_layout: `transposed`: k float32 [1, Hkv, S, D], v float32 [1, Hkv, D, S];
+            `default`: both float32 [1, S, Hkv, D].
+        mask_as_input: Whether the attention mask, float32 [1, 1, T, S], is an input. Otherwise an
+            S x S mask is a constant of the graph.
+    """
+
+    prefill_lengths: tuple[int, ...] = (8, 128)
+    kv_cache_length: int = 1280
+    kv_layout: KvLayout = "transposed"
+    mask_as_input: bool = True
+
+    def __post_init__(self) -> None:
+        lengths = tuple(sorted(set(self.prefill_lengths)))
+        object.__setattr__(self, "prefill_lengths", lengths)
+        if not lengths or lengths[0] < 1:
+            raise ConversionError(
+                f"prefill lengths must be one or more positive numbers, got {self.prefill_lengths}",
+                remedy="pass for instance --prefill 8 --prefill 128",
+            )
+        if self.kv_cache_length < lengths[-1] + 1:
+            raise ConversionError(
+                f"a KV cache of {self.kv_cache_length} slots cannot hold a prefill of "
+                f"{lengths[-1]} tokens and a decoded one",
+                remedy=f"pass --kv-cache {lengths[-1] + 1} or more, or a shorter --prefill",
+            )
+        if self.kv_layout not in ("transposed", "default"):
+            raise ConversionError(
+                f"unknown KV layout {self.kv_layout!r}",
+                remedy="choose --kv-layout transposed or --kv-layout default",
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Shapes:
+    """The shapes that a user named; None takes the card's, or the core's default."""
+
+    prefill_lengths: Sequence[int] | None = None
+    kv_cache_length: int | None = None
+    kv_layout: KvLayout | None = None
+    mask_as_input: bool | None = None
