@@ -60,8 +60,10 @@ def test_every_wheel_and_sdist_is_whole(dist):
     for name in PROJECTS:
         (wheel,) = dist.glob(f"{name}-*.whl")
         (sdist,) = dist.glob(f"{name}-*.tar.gz")
-        inside = zipfile.ZipFile(wheel).namelist()
-        source = tarfile.open(sdist).getnames()
+        with zipfile.ZipFile(wheel) as archive:
+            inside = archive.namelist()
+        with tarfile.open(sdist) as archive:
+            source = archive.getnames()
         assert f"{name}/__init__.py" in inside
         assert f"{name}/py.typed" in inside
         data = "registry.toml" if name == "edgezoo_core" else "models.toml"
