@@ -63,13 +63,30 @@ def build(
         CheckpointError: The tensors do not fit.
         PluginError: A hook failed.
     """
-    config = Config(fields, f"config.json of {model.source}")
-    module = plugin.author(model, config)
-    warnings = check_leftovers(config)
+    module, config, warnings = author(plugin, model, fields)
+    for warning in warnings:
+        logger.warning("%s", warning)
     names = plugin.tensor_names(model, config, frozenset(checkpoint.tensors))
     weights = plugin.load(model, module, checkpoint, names)
     mapping.check(module, weights, checkpoint)
     return AuthoredModel(model, module, weights, config.account(), tuple(warnings))
+
+
+def author(
+    plugin: LoadedPlugin, model: Model, fields: Mapping[str, Any]
+) -> tuple[torch.nn.Module, Config, list[str]]:
+    """Authors the module and accounts for every field of the config.
+
+    Returns:
+        The module, the config as it was read, and a warning for each field that nobody knows.
+
+    Raises:
+        ConfigError: A field is missing, malformed, or changes the mathematics unread.
+        PluginError: The hook failed.
+    """
+    config = Config(fields, f"config.json of {model.source}")
+    module = plugin.author(model, config)
+    return module, config, check_leftovers(config)
 
 
 def check_leftovers(config: Config) -> list[str]:
@@ -95,8 +112,6 @@ def check_leftovers(config: Config) -> list[str]:
                 raise config.refused(name, value, f"transformers' default is {defaults[name]!r}")
         elif value is not None:
             warnings.append(f"config.json: {name} = {value!r} is not known and was ignored")
-    for warning in warnings:
-        logger.warning("%s", warning)
     return warnings
 
 

@@ -109,17 +109,29 @@ def obtain(
     """
     found = plugins.discover()
     target = targets.parse(text, found, revision=revision, card=card)
-    folder, commit, name = _files(target, progress)
-    checkpoint = checkpoints.open_folder(folder, name)
-    plugin = plugins.load(targets.choose_family(target, checkpoint.config, found, family=family))
-    config = checkpoint.config or (target.card.config if target.card else None)
+    commit = None
+    if target.folder:
+        checkpoint = checkpoints.open_folder(target.folder)
+        fields = checkpoint.config
+    else:
+        # The config first: what it rules out is told before any weight is downloaded.
+        texts = hub.pull_texts(str(target.repo), target.revision, progress=progress)
+        commit = texts.commit
+        fields = checkpoints.read_config(texts.folder)
+    plugin = plugins.load(targets.choose_family(target, fields, found, family=family))
+    config = fields or (target.card.config if target.card else None)
     if config is None:
         raise TargetError(
             f"{target} has no config.json, and no card stands in for it",
             remedy="add config.json, or pass --card MODEL (see `edgezoo list`)",
         )
     card_id = target.card.id if target.card and _owns(plugin.plugin, target.card.id) else None
-    described = Model(plugin.plugin.family, card_id, checkpoint.source)
+    name = str(target.folder) if target.folder else f"{target.repo}@{commit}"
+    described = Model(plugin.plugin.family, card_id, name)
+    if commit:
+        model.author(plugin, described, config)
+        snapshot = hub.pull(str(target.repo), commit, progress=progress)
+        checkpoint = checkpoints.open_folder(snapshot.folder, name)
     return Source(target, plugin, described, checkpoint, config, commit)
 
 
@@ -262,14 +274,6 @@ def peak_memory_bytes() -> int:
     """Returns the largest resident size that this process has had."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _files(target: Target, progress: Progress) -> tuple[Path, str | None, str]:
-    if target.folder:
-        return target.folder, None, str(target.folder)
-    repo = str(target.repo)
-    snapshot = hub.pull(repo, target.revision, progress=progress)
-    return snapshot.folder, snapshot.commit, f"{repo}@{snapshot.commit}"
 
 
 def _owns(plugin: Plugin, model_id: str) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 
 import pytest
 import torch
@@ -295,11 +294,9 @@ def test_field_that_transformers_knows_is_refused_unless_it_has_the_default():
 
 
 @FAMILIES
-def test_field_that_nobody_knows_gives_a_warning(family, caplog):
-    with caplog.at_level(logging.WARNING, logger="edgezoo_core.model"):
-        warnings = author(family, flux_capacitor=1.21)[1]
+def test_field_that_nobody_knows_gives_a_warning(family):
+    warnings = author(family, flux_capacitor=1.21)[1]
     assert warnings == ["config.json: flux_capacitor = 1.21 is not known and was ignored"]
-    assert [r.message for r in caplog.records] == warnings
 
 
 @FAMILIES

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from edgezoo_core import zoo
+from edgezoo_core.errors import ArtifactError
 from edgezoo_core.runtime import Session
 from edgezoo_core.shapes import Shapes
 
@@ -107,6 +108,19 @@ def test_greedy_answer_is_the_same(converted):
             pad_token_id=0,
         )[0, len(prompt) :].tolist()
     assert list(Session(path).generate(prompt, max_tokens=40)) == expected
+
+
+def test_answer_ends_with_the_cache(converted):
+    saved, path = converted
+    session = Session(path)
+    prompt = tokens_of(saved, CAPACITY - 4)
+    # Four more are fed, and the last of them predicts a fifth.
+    assert len(list(session.generate(prompt, max_tokens=50))) == 5
+    assert session.position == CAPACITY
+    with pytest.raises(ArtifactError, match="1 tokens after 64 do not fit"):
+        session.feed([0])
+    session.reset()
+    assert_close(session.feed(prompt[:5])[None], saved.logits(prompt[:5])[4:], "after a reset")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,88 @@
+"""From a repo on the hub to an artifact, and what is refused before its weights are fetched."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.xdist_group("command")
+
+REPO = "acme/tiny"
+EDGEZOO = Path(sys.executable).with_name("edgezoo")
+CONFIG = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 300,
+    "max_position_embeddings": 64,
+}
+
+
+@pytest.fixture
+def files(tmp_path):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path / "source"
+    LlamaForCausalLM(LlamaConfig(**CONFIG)).save_pretrained(folder)
+    return {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+@pytest.fixture
+def edgezoo(hub, tmp_path):
+    def run(*arguments, code=0, **variables):
+        done = subprocess.run(
+            [EDGEZOO, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=tmp_path,
+            env={**os.environ, **hub.environment(tmp_path / "home"), **variables},
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        return done
+
+    return run
+
+
+def test_repo_converts_and_records_its_commit(hub, edgezoo, files):
+    config = {**json.loads(files["config.json"]), "flux_capacitor": 1.21}
+    commit = hub.publish(REPO, {**files, "config.json": json.dumps(config).encode()})
+    done = edgezoo("convert", REPO, "--prefill", 4, "--kv-cache", 32, "--json")
+    report = json.loads(done.stdout)
+    warning = "config.json: flux_capacitor = 1.21 is not known and was ignored"
+    assert report["manifest"]["config"]["warnings"] == [warning]
+    assert done.stderr.count(f"WARNING: {warning}") == 1
+    assert report["manifest"]["checkpoint"]["repo"] == REPO
+    assert report["manifest"]["checkpoint"]["commit"] == commit
+    assert report["manifest"]["model"]["source"] == f"{REPO}@{commit}"
+    assert Path(report["path"]).name == "tiny_dynamic_int8_ekv32.tflite"
+    # Again, from the cache alone.
+    again = edgezoo(
+        *("convert", REPO, "--prefill", 4, "--kv-cache", 32, "--json", "--force"),
+        HF_HUB_OFFLINE="1",
+    )
+    assert json.loads(again.stdout)["manifest"]["artifact"] == report["manifest"]["artifact"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architectures": ["MambaForCausalLM"]}, "no installed family converts MambaForCausalLM"),
+        ({"sliding_window": 512}, "sliding_window = 512 is not implemented"),
+        ({"hidden_size": "wide"}, "hidden_size is 'wide', expected a positive integer"),
+    ],
+)
+def test_config_is_refused_before_any_weight_is_fetched(hub, edgezoo, files, changes, message):
+    config = {**json.loads(files["config.json"]), **changes}
+    hub.publish(REPO, {**files, "config.json": json.dumps(config).encode()})
+    failed = edgezoo("convert", REPO, code=1)
+    assert message in failed.stderr
+    assert "Fix: " in failed.stderr
+    assert "model.safetensors" not in hub.fetched()
