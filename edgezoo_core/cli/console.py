@@ -63,7 +63,8 @@ class Stages:
         """Ends the current stage and begins the next."""
         self._close(is_done=True)
         self._stage, self._began = stage, time.perf_counter()
-        if self._stream.isatty():
+        # Downloads have progress bars of their own, which a spinner would overwrite.
+        if self._stream.isatty() and not stage.startswith("downloading"):
             from rich.console import Console
 
             self._spinner = Console(file=self._stream).status(stage)
