@@ -68,8 +68,8 @@ def test() -> None:
     say("generated docs")
     run("python", "tools/readme.py", "--check")
     say("tests")
-    # One process per core; tests that share a converted model keep to one of them.
-    run("python", "-m", "pytest", "--numprocesses=2", "--dist=loadgroup", "--durations=15", "--cov")
+    # Tests of one file share converted models, so a file keeps to one process.
+    run("python", "-m", "pytest", "--numprocesses=2", "--dist=loadfile", "--durations=15", "--cov")
 
 
 def docs() -> None:

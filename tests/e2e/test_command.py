@@ -14,8 +14,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.xdist_group("command")
-
 EDGEZOO = Path(sys.executable).with_name("edgezoo")
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1"}
 SHAPES = ("--prefill", "4", "--prefill", "16", "--kv-cache", "64")

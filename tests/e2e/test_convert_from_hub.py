@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.xdist_group("command")
-
 REPO = "acme/tiny"
 EDGEZOO = Path(sys.executable).with_name("edgezoo")
 CONFIG = {

@@ -13,8 +13,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.xdist_group("wheels")
-
 ROOT = Path(__file__).resolve().parents[2]
 PROJECTS = {
     "edgezoo_core": ROOT,

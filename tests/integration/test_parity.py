@@ -14,7 +14,7 @@ from edgezoo_core.errors import ArtifactError
 from edgezoo_core.runtime import Session
 from edgezoo_core.shapes import Shapes
 
-# conftest.CASES, by name: each case keeps to one worker, where its model is converted once.
+# conftest.CASES, by name; each is converted once.
 NAMES = [
     "llama-grouped",
     "llama-multi-query-tied",
@@ -34,7 +34,7 @@ SHAPES = Shapes(prefill_lengths=(4, 16), kv_cache_length=CAPACITY)
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param(n, marks=pytest.mark.xdist_group(n)) for n in NAMES],
+    params=NAMES,
 )
 def converted(request, save_case, tmp_path_factory):
     saved = save_case(request.param)
@@ -185,7 +185,6 @@ def test_other_layouts_and_masks(layout, mask_as_input, save_case, tmp_path: Pat
         ),
     ],
 )
-@pytest.mark.xdist_group("real-widths")  # one at a time: each takes several GB
 def test_two_layers_at_the_real_widths(family, config, save_model, tmp_path: Path):
     saved = save_model(family, torch.bfloat16, **config, vocab_size=16384)
     conversion = zoo.convert(str(saved.folder), recipe="none", shapes=SHAPES, output=tmp_path)

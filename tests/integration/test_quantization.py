@@ -15,11 +15,7 @@ from edgezoo_core.errors import ConversionError, RecipeError
 from edgezoo_core.runtime import Session
 from edgezoo_core.shapes import SignatureOptions
 
-FAMILIES = [
-    pytest.param("tinyllama", marks=pytest.mark.xdist_group("quantize-llama")),
-    pytest.param("gemma", marks=pytest.mark.xdist_group("quantize-gemma")),
-    pytest.param("phi2", marks=pytest.mark.xdist_group("quantize-phi")),
-]
+FAMILIES = ["tinyllama", "gemma", "phi2"]
 #: Recipe -> largest error of the logits, |quantized - float32| / |float32| over 24 positions.
 #: These bounds catch a broken file, such as shifted scales or the weights of another layer.
 BOUNDS = {
