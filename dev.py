@@ -47,6 +47,7 @@ def demo() -> None:
     folder = ROOT / "demo"
     source, output = folder / "smollm2-135m", folder / "converted"
     say("obtaining SmolLM2-135M-Instruct")
+    os.environ |= {"TORCH_LOGS": "-all", "TRANSFORMERS_VERBOSITY": "error"}
     run("python", "examples/smollm2.py", source)
     say("edgezoo convert ./demo/smollm2-135m")
     run("edgezoo", "convert", source, "--output", output, "--force")

@@ -3,7 +3,7 @@
     python benchmarks/real_widths.py [MODEL ...]
 
 Random weights; the converted float32 file reads 54 random tokens, prefill and decode, and its
-logits are held against transformers' own implementation. Gemma 7B takes some 16 GB of memory.
+logits are held against transformers' own implementation. Gemma 7B takes some 20 GB of memory.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import inspect
 import os
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -147,7 +147,6 @@ class PluginLoadError(PluginError):
         self.reason = reason
 
 
-@dataclass(frozen=True, slots=True)
 class LoadedPlugin:
     """A plugin whose hooks can be called. Nobody else touches pluggy.
 
@@ -155,8 +154,9 @@ class LoadedPlugin:
     EdgezooError, or answers with the wrong type.
     """
 
-    plugin: Plugin
-    _module: ModuleType = field(repr=False)
+    def __init__(self, plugin: Plugin, module: ModuleType) -> None:
+        self.plugin = plugin
+        self._module = module
 
     def author(self, model: Model, config: Config) -> torch.nn.Module:
         """Asks for the re-authored module, its parameters on meta."""

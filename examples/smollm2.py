@@ -9,6 +9,7 @@ Hugging Face folder: bf16 safetensors, config.json, tokenizer. Licence of the we
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 import tempfile
@@ -107,4 +108,5 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 if __name__ == "__main__":
+    logging.disable(logging.WARNING)  # of libraries that look for a GPU
     print(build(Path(sys.argv[1])))

@@ -29,7 +29,7 @@ NEEDED = {
     "edgezoo_core.shapes",
 }
 #: All modules, those of Python itself and of click and pluggy included, beyond a bare start's.
-MOST_MODULES = 170
+MOST_MODULES = 155
 
 SCRIPT = """
 import sys
