@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -11,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from edgezoo_core.errors import ArtifactError
+
+#: Faults of an output's disk; any other OSError while a file is made has another cause.
+DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 
 #: Version of the manifest's layout.
 SCHEMA = 1
@@ -69,14 +73,17 @@ def writing(path: Path) -> Iterator[tuple[Path, Path]]:
             f"{path.parent} cannot be written: {e.strerror or e}", remedy="pass another --output"
         ) from e
     try:
-        yield partial, scratch
-        _sync(partial)
-        partial.replace(path)
-    except OSError as e:
-        raise ArtifactError(
-            f"{path} cannot be written: {e.strerror or e}",
-            remedy="free some space, or pass another --output",
-        ) from e
+        try:
+            yield partial, scratch
+        except OSError as e:
+            if e.errno not in DISK_FAULTS:
+                raise
+            raise _unwritable(path, e) from e
+        try:
+            _sync(partial)
+            partial.replace(path)
+        except OSError as e:
+            raise _unwritable(path, e) from e
     finally:
         for left in (partial, scratch):
             with suppress(OSError):
@@ -125,6 +132,13 @@ def read(path: Path) -> Artifact:
             remedy="one of the two was replaced: convert the model again",
         )
     return Artifact(path, manifest)
+
+
+def _unwritable(path: Path, cause: OSError) -> ArtifactError:
+    return ArtifactError(
+        f"{path} cannot be written: {cause.strerror or cause}",
+        remedy="free some space, or pass another --output",
+    )
 
 
 def _sync(path: Path) -> None:
