@@ -17,7 +17,7 @@ from edgezoo_core.shapes import SignatureOptions
 from edgezoo_core.types import LazyTensor, Model, Progress, silent
 
 if TYPE_CHECKING:
-    from edgezoo_core.plugins import LoadedPlugin
+    from edgezoo_core.hooks import LoadedPlugin
 
 logger = logging.getLogger(__name__)
 

@@ -18,10 +18,11 @@ from edgezoo_core import checkpoint as checkpoints
 from edgezoo_core import recipe as recipes
 from edgezoo_core.artifact import Artifact
 from edgezoo_core.cards import HUB_REPO
-from edgezoo_core.checkpoint import Checkpoint
+from edgezoo_core.checkpoint import Checkpoint, SourceFile
 from edgezoo_core.errors import ArtifactError, ConversionError, TargetError
+from edgezoo_core.hooks import LoadedPlugin
 from edgezoo_core.model import AuthoredModel
-from edgezoo_core.plugins import LoadedPlugin, Plugin
+from edgezoo_core.plugins import Plugin
 from edgezoo_core.shapes import Shapes, SignatureOptions
 from edgezoo_core.targets import Target
 from edgezoo_core.types import (
@@ -190,13 +191,7 @@ def convert(
         written = {"size_bytes": partial.stat().st_size, "sha256": checkpoints.sha256(partial)}
     manifest = {
         "schema": artifact.SCHEMA,
-        "model": asdict(source.model),
-        "checkpoint": {
-            "repo": source.target.repo,
-            "folder": str(source.target.folder) if source.target.folder else None,
-            "commit": source.commit,
-            "files": [asdict(f) for f in files],
-        },
+        **_describe_source(source, files),
         "config": {**authored.config_account, "warnings": authored.warnings},
         "recipe": _describe(plan),
         "options": asdict(options),
@@ -309,6 +304,18 @@ def _check_signatures(specs: Sequence[SignatureSpec], wanted: Sequence[Signature
         raise ConversionError(
             f"the file has signatures {found}, expected {expected}", remedy="report it"
         )
+
+
+def _describe_source(source: Source, files: Sequence[SourceFile]) -> dict[str, Any]:
+    return {
+        "model": asdict(source.model),
+        "checkpoint": {
+            "repo": source.target.repo,
+            "folder": str(source.target.folder) if source.target.folder else None,
+            "commit": source.commit,
+            "files": [asdict(f) for f in files],
+        },
+    }
 
 
 def _describe(plan: QuantPlan) -> dict[str, Any]:
