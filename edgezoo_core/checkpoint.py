@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
-import pickle
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-
 from edgezoo_core.errors import CheckpointError, listing, nearest
+from edgezoo_core.pytorch_files import open_pytorch
+from edgezoo_core.tensor_files import StoredTensor, open_safetensors
 from edgezoo_core.types import Progress, silent
-
-logger = logging.getLogger(__name__)
 
 SAFETENSORS_INDEX = "model.safetensors.index.json"
 PYTORCH_INDEX = "pytorch_model.bin.index.json"
@@ -38,14 +32,6 @@ TEXT_FILES = (
     "generation_config.json",
 )
 
-FLOATS = {torch.float32, torch.float16, torch.bfloat16, torch.float64}
-_SAFETENSORS_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-}
-
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
@@ -54,33 +40,6 @@ class SourceFile:
     name: str
     size_bytes: int
     sha256: str
-
-
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
-    """A tensor of a checkpoint, not read yet.
-
-    Attributes:
-        name: As the checkpoint spells it.
-        shape: Its dimensions.
-        dtype: As stored: float64, float32, float16 or bfloat16; None for any other.
-        file: Name of the file that holds it.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype | None
-    file: str
-    _get: Callable[[], torch.Tensor] = field(repr=False)
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        """Its own name."""
-        return (self.name,)
-
-    def read(self) -> torch.Tensor:
-        """Reads it: dtype as stored, on the CPU."""
-        return self._get()
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +59,12 @@ class Checkpoint:
     config: Mapping[str, Any] | None
     tensors: Mapping[str, StoredTensor]
     files: tuple[str, ...]
+
+    @property
+    def weight_files(self) -> tuple[str, ...]:
+        """Names of the files that hold tensors, in the order of `files`; the rest is text."""
+        holders = {tensor.file for tensor in self.tensors.values()}
+        return tuple(name for name in self.files if name in holders)
 
     def tensor(self, name: str) -> StoredTensor:
         """Returns a tensor by name.
@@ -265,88 +230,8 @@ def _open_weights(folder: Path, file: str) -> dict[str, StoredTensor]:
     if path.stat().st_size == 0:
         raise CheckpointError(f"{path} is empty", remedy="obtain the file again")
     if file.endswith(".safetensors"):
-        return _open_safetensors(path, file)
-    return _open_pytorch(path, file)
-
-
-def _open_safetensors(path: Path, file: str) -> dict[str, StoredTensor]:
-    try:
-        handle: Any = safe_open(path, framework="pt")
-        tensors = {}
-        for name in handle.keys():  # noqa: SIM118 - safe_open is no mapping
-            view = handle.get_slice(name)
-            dtype = _SAFETENSORS_DTYPES.get(view.get_dtype())
-            get = partial(handle.get_tensor, name)
-            tensors[name] = StoredTensor(name, tuple(view.get_shape()), dtype, file, get)
-    except (SafetensorError, OSError, ValueError) as e:
-        raise CheckpointError(
-            f"{path} is no readable safetensors file: {e}",
-            remedy="it is truncated or damaged: obtain the file again",
-        ) from e
-    return tensors
-
-
-def _open_pytorch(path: Path, file: str) -> dict[str, StoredTensor]:
-    state = _unpickle(path)
-    if isinstance(state, dict) and isinstance(state.get("model_state_dict"), dict):
-        state = state["model_state_dict"]
-    if not isinstance(state, dict) or not state:
-        raise CheckpointError(
-            f"{path} holds no state dict",
-            remedy="save the model with torch.save(model.state_dict())",
-        )
-    others = sorted(
-        repr(n)
-        for n, v in state.items()
-        if not isinstance(n, str) or not isinstance(v, torch.Tensor)
-    )
-    if others:
-        raise CheckpointError(
-            f"{path} holds entries that are no named tensors: {listing(others)}",
-            remedy="save the model's state dict alone",
-        )
-    return {
-        name: StoredTensor(
-            name,
-            tuple(t.shape),
-            t.dtype if t.dtype in FLOATS else None,
-            file,
-            partial(_identity, t),
-        )
-        for name, t in state.items()
-    }
-
-
-def _identity(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor
-
-
-def _unpickle(path: Path) -> Any:
-    # weights_only: nothing but tensors and plain containers is ever built from the file.
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as e:
-        raise _refused_pickle(path, e) from e
-    except Exception as mmap_failure:
-        logger.info("%s: not mappable (%s); reading it whole", path, mmap_failure)
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as e:
-        raise _refused_pickle(path, e) from e
-    except Exception as e:  # a damaged pickle can end in any exception at all
-        raise CheckpointError(
-            f"{path} is no readable PyTorch file ({type(e).__name__}: {e})",
-            remedy="it is truncated or damaged: obtain the file again",
-        ) from e
-
-
-def _refused_pickle(path: Path, cause: Exception) -> CheckpointError:
-    reason = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
-    return CheckpointError(
-        f"{path} is damaged, or holds more than tensors, and edgezoo runs no code of a checkpoint"
-        f" ({reason})",
-        remedy="obtain the checkpoint as safetensors",
-    )
+        return open_safetensors(path, file)
+    return open_pytorch(path, file)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -109,6 +109,7 @@ class Config(Mapping[str, Any]):
         self._fields = dict(fields)
         self._read: set[str] = set()
         self._inert: dict[str, str] = {}
+        self._is_read_whole = False
         self.where = where
 
     def __getitem__(self, name: str) -> Any:
@@ -116,9 +117,11 @@ class Config(Mapping[str, Any]):
         return self._fields[name]
 
     def __iter__(self) -> Iterator[str]:
+        self._is_read_whole = True
         return iter(self._fields)
 
     def __len__(self) -> int:
+        self._is_read_whole = True
         return len(self._fields)
 
     def integer(self, name: str, default: int | _Required = REQUIRED) -> int:
@@ -244,6 +247,17 @@ class Config(Mapping[str, Any]):
         known = self._read | INERT.keys() | self._inert.keys()
         return {name: value for name, value in self._fields.items() if name not in known}
 
+    def reading(self) -> dict[str, Any]:
+        """Returns what an author's answer depends on, for `is_same_reading`. Plain values."""
+        read = self._fields.keys() | self._read if self._is_read_whole else self._read
+        return {
+            "present": {n: self._fields[n] for n in sorted(read) if n in self._fields},
+            "absent": sorted(n for n in read if n not in self._fields),
+            "inert": sorted(self._inert.keys() - read),
+            "others": {} if self._is_read_whole else dict(sorted(self.leftovers().items())),
+            "is_whole": self._is_read_whole,
+        }
+
     def account(self) -> dict[str, Any]:
         """Returns what became of every field: names that were read, and reasons of the inert."""
         reasons = {**INERT, **self._inert}
@@ -278,3 +292,33 @@ class Config(Mapping[str, Any]):
             f"{self.where}: {name} is {value!r}, expected {expected}",
             remedy="correct the checkpoint's config.json",
         )
+
+
+def is_same_reading(reading: Mapping[str, Any], fields: Mapping[str, Any]) -> bool:
+    """Whether an author who gave this reading would see nothing new in these fields.
+
+    Args:
+        reading: What `Config.reading` returned for other fields.
+        fields: A parsed config.json.
+    """
+    present = reading["present"]
+    if any(not _is_same(value, fields.get(n, REQUIRED)) for n, value in present.items()):
+        return False
+    if any(n in fields for n in reading["absent"]):
+        return False
+    known = present.keys() | INERT.keys() | set(reading["inert"])
+    if reading["is_whole"]:
+        known = present.keys()
+    others = {n: v for n, v in fields.items() if n not in known}
+    return _is_same(reading["others"], others)
+
+
+def _is_same(a: Any, b: Any) -> bool:
+    """Compares plain values as JSON does: 1, 1.0 and true are three values."""
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(_is_same(v, b[k]) for k, v in a.items())
+    if isinstance(a, list):
+        return len(a) == len(b) and all(_is_same(x, y) for x, y in zip(a, b, strict=True))
+    return bool(a == b)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
 from litert_torch.generative.layers.kv_cache import (
     KV_LAYOUT_DEFAULT,
@@ -41,7 +44,7 @@ def signatures(module: torch.nn.Module, options: SignatureOptions) -> list[Signa
     layout = _LAYOUTS[options.kv_layout]
     export = ExportConfig(kvcache_layout=layout, mask_as_input=options.mask_as_input)
     exported = ExportableModule(module, export_config=export).eval()
-    kv_cache = KVCache.from_model_config(options.kv_cache_length, module.config, kv_layout=layout)
+    kv_cache = _empty_cache(module, options)
 
     def signature(name: str, length: int) -> Signature:
         inputs = {
@@ -55,3 +58,18 @@ def signatures(module: torch.nn.Module, options: SignatureOptions) -> list[Signa
 
     prefill = [signature(f"prefill_{n}", n) for n in options.prefill_lengths]
     return [*prefill, signature("decode", 1)]
+
+
+def _empty_cache(module: torch.nn.Module, options: SignatureOptions) -> KVCache:
+    """Returns a KV cache of zeros that takes no memory: pages that nobody writes are not there."""
+    layout = _LAYOUTS[options.kv_layout]
+    config: Any = module.config
+    cache = KVCache.from_model_config(
+        options.kv_cache_length, config, device=torch.device("meta"), kv_layout=layout
+    )
+    for entry in cache.caches:
+        entry.k_cache, entry.v_cache = (
+            torch.from_numpy(np.zeros(tuple(t.shape), np.float32))
+            for t in (entry.k_cache, entry.v_cache)
+        )
+    return cache

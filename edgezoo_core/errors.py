@@ -53,6 +53,10 @@ class ConversionError(EdgezooError):
     """The model cannot be converted with these options, or the result is not what was asked."""
 
 
+class CacheError(EdgezooError):
+    """The cache cannot be used; a conversion can do without."""
+
+
 class ArtifactError(EdgezooError):
     """An artifact cannot be written, read, or run."""
 

@@ -57,6 +57,14 @@ class LoadedPlugin:
         manager.check_pending()
         return manager
 
+    def answers(self, hook: str) -> bool:
+        """Whether the plugin answers a hook itself, rather than leave it to the core."""
+        return any(
+            (f.edgezoo_impl["specname"] or name) == hook
+            for name, f in vars(self._module).items()
+            if inspect.isroutine(f) and hasattr(f, "edgezoo_impl")
+        )
+
     def author(self, model: Model, config: Config) -> torch.nn.Module:
         """Asks for the re-authored module, its parameters on meta."""
         import torch

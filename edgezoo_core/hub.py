@@ -9,11 +9,18 @@ from __future__ import annotations
 import logging
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgezoo_core.checkpoint import TEXT_FILES, index_shards, sha256, weight_files
+from edgezoo_core.checkpoint import (
+    TEXT_FILES,
+    SourceFile,
+    index_shards,
+    sha256,
+    weight_files,
+)
 from edgezoo_core.errors import CheckpointError, EdgezooError
 from edgezoo_core.types import Progress, silent
 
@@ -24,6 +31,10 @@ logger = logging.getLogger(__name__)
 
 #: Seconds that the hub may take to answer a question about a repo.
 TIMEOUT_S = 30.0
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +63,75 @@ def pull(repo: str, revision: str = "main", *, progress: Progress = silent) -> S
 def pull_texts(repo: str, revision: str = "main", *, progress: Progress = silent) -> Snapshot:
     """Brings config and tokenizer alone; otherwise like `pull`."""
     return _pull(repo, revision, progress, with_weights=False)
+
+
+def pull_adapter(text: str, *, progress: Progress = silent) -> Snapshot:
+    """Downloads a PEFT adapter: its config and its weights.
+
+    Args:
+        text: `org/name[@revision]`.
+        progress: Told of each file.
+
+    Raises:
+        CheckpointError: It cannot be had, or holds no adapter.
+    """
+    repo, _, revision = text.partition("@")
+    revision = revision or "main"
+    try:
+        info = _ask(repo, revision)
+        if info is None:
+            raise _not_cached(repo, revision)
+        held = {s.rfilename: s for s in info.siblings or []}
+        weights = next((n for n in ADAPTER_WEIGHTS if n in held), None)
+        if weights is None or ADAPTER_CONFIG not in held:
+            raise CheckpointError(
+                f"{text} holds no PEFT adapter ({ADAPTER_CONFIG} and {ADAPTER_WEIGHTS[0]})",
+                remedy="name the repo of an adapter",
+            )
+        for name in (ADAPTER_CONFIG, weights):
+            progress(f"downloading {name}")
+            lfs = held[name].lfs
+            path = _fetch(repo, name, info.sha or "", lfs.sha256 if lfs else None, local_only=False)
+        return Snapshot(path.parent, info.sha or "")
+    except EdgezooError:
+        raise
+    except Exception as e:
+        raise _explain(e, repo, revision) from e
+
+
+def cached(repo: str, commit: str) -> Snapshot | None:
+    """Returns a whole checkpoint from the cache without asking the hub or reading the weights.
+
+    What is in large files is held against their names once they have been read: see
+    `refuse_damaged`.
+    """
+    try:
+        return _from_cache(repo, commit, with_weights=True, is_checked=False)
+    except CheckpointError:
+        return None
+
+
+def refuse_damaged(folder: Path, files: Sequence[SourceFile]) -> None:
+    """Holds files of a snapshot that were read against what the hub stated.
+
+    Raises:
+        CheckpointError: One differs; its copy is removed from the cache.
+    """
+    for file in files:
+        path = folder / file.name
+        stored_as = path.resolve().name
+        if _SHA256.fullmatch(stored_as) and stored_as != file.sha256:
+            raise _damaged(path, file.name, file.sha256, stored_as)
+
+
+def _damaged(path: Path, name: str, actual: str, expected: str) -> CheckpointError:
+    path.resolve().unlink()
+    path.unlink(missing_ok=True)
+    return CheckpointError(
+        f"{name} has sha256 {actual}, the hub states {expected}; the damaged copy was removed from"
+        " the cache",
+        remedy="run the command again to download it afresh",
+    )
 
 
 def _pull(repo: str, revision: str, progress: Progress, *, with_weights: bool) -> Snapshot:
@@ -140,28 +220,30 @@ def _note_commit(snapshot: Snapshot, revision: str) -> None:
         logger.info("%s: not written (%s)", note, e.strerror or e)
 
 
-def _fetch(repo: str, name: str, commit: str, expected: str | None, *, local_only: bool) -> Path:
+def _fetch(
+    repo: str,
+    name: str,
+    commit: str,
+    expected: str | None,
+    *,
+    local_only: bool,
+    is_checked: bool = True,
+) -> Path:
     from huggingface_hub import hf_hub_download
 
     path = Path(hf_hub_download(repo, name, revision=commit, local_files_only=local_only))
     # Large files are stored under their sha256, so a cached one can be checked without the hub.
     stored_as = path.resolve().name
-    if expected is None and re.fullmatch(r"[0-9a-f]{64}", stored_as):
+    if expected is None and _SHA256.fullmatch(stored_as):
         expected = stored_as
-    if expected is not None:
-        actual = sha256(path)
-        if actual != expected:
-            path.resolve().unlink()
-            path.unlink(missing_ok=True)
-            raise CheckpointError(
-                f"{repo}: {name} has sha256 {actual}, the hub states {expected};"
-                " the damaged copy was removed from the cache",
-                remedy="run the command again to download it afresh",
-            )
+    if is_checked and expected is not None and (actual := sha256(path)) != expected:
+        raise _damaged(path, f"{repo}: {name}", actual, expected)
     return path
 
 
-def _from_cache(repo: str, revision: str, *, with_weights: bool) -> Snapshot:
+def _from_cache(
+    repo: str, revision: str, *, with_weights: bool, is_checked: bool = True
+) -> Snapshot:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import IncompleteSnapshotError, LocalEntryNotFoundError
 
@@ -179,7 +261,7 @@ def _from_cache(repo: str, revision: str, *, with_weights: bool) -> Snapshot:
                 weights = tuple(sorted(set(index_shards(folder / index).values())))
             files += weights
         for name in files:
-            _fetch(repo, name, folder.name, None, local_only=True)
+            _fetch(repo, name, folder.name, None, local_only=True, is_checked=is_checked)
     except (LocalEntryNotFoundError, FileNotFoundError) as e:
         raise _not_cached(repo, revision) from e
     except CheckpointError as e:

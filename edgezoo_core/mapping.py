@@ -14,7 +14,7 @@ from litert_torch.generative.utilities.loader import ModelLoader
 
 from edgezoo_core.checkpoint import Checkpoint
 from edgezoo_core.errors import LONGEST_LIST, CheckpointError, PluginError, listing, nearest
-from edgezoo_core.types import LazyTensor
+from edgezoo_core.types import LazyTensor, RowSlice
 
 TensorNames: TypeAlias = ModelLoader.TensorNames
 
@@ -35,15 +35,6 @@ _BLOCK_FIELDS = {
     "post_atten_norm": "post_attn_norm",
 }
 _TOP_FIELDS = {"tok_embedding": "embedding", "final_norm": "final_norm", "lm_head": "lm_head"}
-
-
-@dataclass(frozen=True, slots=True)
-class RowSlice:
-    """Rows `start` to `stop` of a tensor of the checkpoint."""
-
-    name: str
-    start: int
-    stop: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ class AuthoredModel:
         model: What is being converted.
         module: The module, parameters on meta.
         weights: Parameter name -> lazy tensor.
+        config_reading: What the author's answer depends on (see `Config.reading`).
         config_account: What became of each config field: read, inert, unknown.
         warnings: What the manifest must say about the config.
     """
@@ -37,6 +38,7 @@ class AuthoredModel:
     model: Model
     module: torch.nn.Module
     weights: Mapping[str, LazyTensor]
+    config_reading: Mapping[str, Any]
     config_account: Mapping[str, Any]
     warnings: tuple[str, ...]
 
@@ -69,7 +71,9 @@ def build(
     names = plugin.tensor_names(model, config, frozenset(checkpoint.tensors))
     weights = plugin.load(model, module, checkpoint, names)
     mapping.check(module, weights, checkpoint)
-    return AuthoredModel(model, module, weights, config.account(), tuple(warnings))
+    return AuthoredModel(
+        model, module, weights, config.reading(), config.account(), tuple(warnings)
+    )
 
 
 def author(

@@ -144,7 +144,7 @@ def _inspect(plugin: Plugin, allowed: set[str] | None) -> Plugin:
     if allowed is not None and plugin.family not in allowed:
         return replace(plugin, state="disabled", reason="not named in EDGEZOO_PLUGINS")
     try:
-        card = cards.read_family(_package_folder(plugin.module) / "models.toml")
+        card = cards.read_family(package_folder(plugin.module) / "models.toml")
     except EdgezooError as e:
         return replace(plugin, state="invalid-card", reason=f"{e.message} ({e.remedy})")
     plugin = replace(plugin, card=card)
@@ -157,7 +157,12 @@ def _inspect(plugin: Plugin, allowed: set[str] | None) -> Plugin:
     return plugin
 
 
-def _package_folder(module: str) -> Path:
+def package_folder(module: str) -> Path:
+    """Returns the folder of a package that may not have been imported yet.
+
+    Raises:
+        PluginError: It is not installed.
+    """
     # Only the top-level name is looked up: find_spec of a dotted one imports its parents.
     top, *rest = module.split(".")
     try:

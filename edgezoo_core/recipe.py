@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -148,11 +149,24 @@ def meet(recipe: Recipe, module: torch.nn.Module, where: str) -> QuantPlan:
         RecipeError: The recipe names a layer or part that the model lacks, or a block size that
             does not divide a weight's input channels.
     """
-    weights = _weights(module)
-    count = 1 + max((w[3] for w in weights if w[3] is not None), default=-1)
+    return apply(recipe, weights(module), where)
+
+
+def apply(recipe: Recipe, weights: Sequence[WeightRule], where: str) -> QuantPlan:
+    """Applies a recipe to weights, whatever their formats were.
+
+    Args:
+        recipe: What the user asked for.
+        weights: Each use of a weight matrix.
+        where: Names the model in messages.
+
+    Raises:
+        RecipeError: As `meet`.
+    """
+    count = 1 + max((w.layer for w in weights if w.layer is not None), default=-1)
     overrides = _resolve_layers(recipe, count, where)
-    present = {w[2] for w in weights}
-    in_layers = {w[2] for w in weights if w[3] is not None}
+    present = {w.part for w in weights}
+    in_layers = {w.part for w in weights if w.layer is not None}
     for place, table, known in (
         ("", recipe.parts, present),
         *((f"layers.{i}.", table, in_layers) for i, table in recipe.layers.items()),
@@ -166,11 +180,11 @@ def meet(recipe: Recipe, module: torch.nn.Module, where: str) -> QuantPlan:
                     remedy=f"remove {place}{part} from the recipe",
                 )
     rules = []
-    for parameter, operator, part, layer, shape in weights:
-        chosen = recipe.parts.get(part, recipe.default)
-        if layer is not None and part in overrides.get(layer, {}):
-            chosen = overrides[layer][part]
-        rules.append(WeightRule(parameter, operator, part, layer, shape, chosen))
+    for weight in weights:
+        chosen = recipe.parts.get(weight.part, recipe.default)
+        if weight.layer is not None and weight.part in overrides.get(weight.layer, {}):
+            chosen = overrides[weight.layer][weight.part]
+        rules.append(replace(weight, format=chosen))
     _check_blocks(recipe, rules)
     return QuantPlan(recipe.name, tuple(rules))
 
@@ -199,15 +213,12 @@ def part_of(parameter: str, *, is_gated: bool) -> tuple[str, int | None]:
     return top.get(parameter, parameter), None
 
 
-_Weight = tuple[str, Operator, str, int | None, tuple[int, int]]
-
-
-def _weights(module: torch.nn.Module) -> list[_Weight]:
-    """Lists each use of a weight matrix: parameter, operator, part, layer, shape."""
+def weights(module: torch.nn.Module) -> tuple[WeightRule, ...]:
+    """Lists each use of a weight matrix, in float32."""
     import torch
 
     names = {id(p): n for n, p in module.named_parameters()}
-    weights: list[_Weight] = []
+    found: list[WeightRule] = []
     for path, child in module.named_modules():
         if not isinstance(child, torch.nn.Linear | torch.nn.Embedding):
             continue
@@ -217,8 +228,9 @@ def _weights(module: torch.nn.Module) -> list[_Weight]:
         operator: Operator = "EMBEDDING_LOOKUP" if embeds else "FULLY_CONNECTED"
         rows, columns = child.weight.shape
         # A tied head goes by the name of the embedding, under which it is stored.
-        weights.append((names[id(child.weight)], operator, part, layer, (rows, columns)))
-    return weights
+        shape = (rows, columns)
+        found.append(WeightRule(names[id(child.weight)], operator, part, layer, shape, None))
+    return tuple(found)
 
 
 def _resolve_layers(

@@ -62,3 +62,15 @@ class Shapes:
     kv_cache_length: int | None = None
     kv_layout: KvLayout | None = None
     mask_as_input: bool | None = None
+
+
+def complete(shapes: Shapes, base: SignatureOptions, context_length: int) -> SignatureOptions:
+    """Completes the shapes that the user named; defaults never exceed the model's context."""
+    kv_cache_length = shapes.kv_cache_length or min(base.kv_cache_length, context_length)
+    prefill = shapes.prefill_lengths or [n for n in base.prefill_lengths if n < kv_cache_length]
+    return SignatureOptions(
+        prefill_lengths=tuple(prefill),
+        kv_cache_length=kv_cache_length,
+        kv_layout=shapes.kv_layout or base.kv_layout,
+        mask_as_input=base.mask_as_input if shapes.mask_as_input is None else shapes.mask_as_input,
+    )

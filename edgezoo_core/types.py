@@ -30,6 +30,15 @@ class Model:
     source: str
 
 
+@dataclass(frozen=True, slots=True)
+class RowSlice:
+    """Rows `start` to `stop` of a tensor of the checkpoint."""
+
+    name: str
+    start: int
+    stop: int
+
+
 class LazyTensor(Protocol):
     """A tensor of a checkpoint, or a row-wise concatenation of some, not read yet."""
 
@@ -40,6 +49,10 @@ class LazyTensor(Protocol):
     @property
     def sources(self) -> tuple[str, ...]:
         """Names of the checkpoint's tensors that it is made of, in row order."""
+
+    @property
+    def slices(self) -> tuple[RowSlice, ...]:
+        """Rows of the checkpoint's tensors, in row order; their concatenation is the tensor."""
 
     def read(self) -> torch.Tensor:
         """Reads it: dtype as stored, shape as `shape`."""
@@ -155,9 +168,23 @@ class SignatureSpec:
     outputs: tuple[TensorSpec, ...]
 
 
-#: Called with the name of each stage as it begins: `progress("tracing prefill_8")`.
-Progress = Callable[[str], None]
+class Progress(Protocol):
+    """Whom a long piece of work tells how far it is."""
+
+    def __call__(self, stage: str) -> None:
+        """A stage begins: `progress("tracing prefill_8")`."""
+
+    def advance(self, done_bytes: int, total_bytes: int) -> None:
+        """So much of the current stage is done."""
 
 
-def silent(stage: str) -> None:
-    """The progress of a library caller that asked for none."""
+class _Silent:
+    def __call__(self, stage: str) -> None:
+        pass
+
+    def advance(self, done_bytes: int, total_bytes: int) -> None:
+        pass
+
+
+#: The progress of a library caller that asked for none.
+silent: Progress = _Silent()

@@ -2,37 +2,38 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import resource
+import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from edgezoo_core import artifact, conversion, hub, model, plugins, targets
+from edgezoo_core import artifact, compiler, hub, plugins, targets
 from edgezoo_core import checkpoint as checkpoints
 from edgezoo_core import recipe as recipes
 from edgezoo_core.artifact import Artifact
 from edgezoo_core.cards import HUB_REPO
 from edgezoo_core.checkpoint import Checkpoint, SourceFile
-from edgezoo_core.errors import ArtifactError, ConversionError, TargetError
-from edgezoo_core.hooks import LoadedPlugin
-from edgezoo_core.model import AuthoredModel
+from edgezoo_core.compiler import workers
+from edgezoo_core.compiler.job import Job
+from edgezoo_core.errors import ArtifactError, CacheError, ConversionError, TargetError
 from edgezoo_core.plugins import Plugin
 from edgezoo_core.shapes import Shapes, SignatureOptions
 from edgezoo_core.targets import Target
-from edgezoo_core.types import (
-    Model,
-    Progress,
-    QuantPlan,
-    Signature,
-    SignatureSpec,
-    silent,
-)
+from edgezoo_core.types import Model, Progress, silent
+
+if TYPE_CHECKING:
+    from edgezoo_core.adapter_merging import AdapterSet
+
+Engine = Literal["streaming", "litert"]
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ class Source:
 
     Attributes:
         target: What the user named.
-        plugin: The family's hooks.
+        plugin: The family's plugin; not imported.
         model: The first argument of every hook.
         checkpoint: The files.
         config: config.json, or the card's in its place.
@@ -62,15 +63,11 @@ class Source:
     """
 
     target: Target
-    plugin: LoadedPlugin
+    plugin: Plugin
     model: Model
     checkpoint: Checkpoint
     config: Mapping[str, Any]
     commit: str | None
-
-    def author(self) -> AuthoredModel:
-        """Builds the module and maps its weights; see `edgezoo_core.model.build`."""
-        return model.build(self.plugin, self.model, self.checkpoint, self.config)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +77,15 @@ class Conversion:
     Attributes:
         artifact: The file and its manifest.
         seconds: Wall time by stage, in order.
-        peak_memory_bytes: Largest resident size of this process so far.
+        peak_memory_bytes: Largest memory of the processes by stage: of the workers, added up, and
+            of this process (`streaming`).
+        from_cache: Which of `trace` and `skeleton` came out of the cache.
     """
 
     artifact: Artifact
     seconds: Mapping[str, float]
-    peak_memory_bytes: int
+    peak_memory_bytes: Mapping[str, int]
+    from_cache: Sequence[str]
 
 
 def obtain(
@@ -119,19 +119,21 @@ def obtain(
         texts = hub.pull_texts(str(target.repo), target.revision, progress=progress)
         commit = texts.commit
         fields = checkpoints.read_config(texts.folder)
-    plugin = plugins.load(targets.choose_family(target, fields, found, family=family))
+    plugin = targets.choose_family(target, fields, found, family=family)
     config = fields or (target.card.config if target.card else None)
     if config is None:
         raise TargetError(
             f"{target} has no config.json, and no card stands in for it",
             remedy="add config.json, or pass --card MODEL (see `edgezoo list`)",
         )
-    card_id = target.card.id if target.card and _owns(plugin.plugin, target.card.id) else None
+    card_id = target.card.id if target.card and _owns(plugin, target.card.id) else None
     name = str(target.folder) if target.folder else f"{target.repo}@{commit}"
-    described = Model(plugin.plugin.family, card_id, name)
+    described = Model(plugin.family, card_id, name)
     if commit:
-        model.author(plugin, described, config)
-        snapshot = hub.pull(str(target.repo), commit, progress=progress)
+        snapshot = hub.cached(str(target.repo), commit)
+        if snapshot is None:
+            _examine(described, config, texts.folder, progress)
+            snapshot = hub.pull(str(target.repo), commit, progress=progress)
         checkpoint = checkpoints.open_folder(snapshot.folder, name)
     return Source(target, plugin, described, checkpoint, config, commit)
 
@@ -146,6 +148,10 @@ def convert(
     revision: str | None = None,
     family: str | None = None,
     card: str | None = None,
+    adapters: Sequence[str] = (),
+    engine: Engine = "streaming",
+    jobs: int | None = None,
+    use_cache: bool = True,
     progress: Progress = silent,
 ) -> Conversion:
     """Converts a target to one multi-signature .tflite with a manifest beside it.
@@ -159,6 +165,11 @@ def convert(
         revision: Branch, tag or commit of the repo.
         family: Chooses between families that claim one architecture.
         card: Id of the card that describes the files, where they have no config.json.
+        adapters: PEFT LoRA adapters to merge, in order: a folder or `org/name[@revision]`, each
+            with `=WEIGHT` behind it if it is not to count fully.
+        engine: `streaming`, or `litert` for litert-torch's own path.
+        jobs: Workers that trace side by side; None takes what cores and memory allow.
+        use_cache: Whether traces and skeletons are kept, and used again.
         progress: Told of each stage.
 
     Raises:
@@ -167,40 +178,200 @@ def convert(
     watch = _Stopwatch(progress)
     asked = recipes.resolve(recipe) if recipe else None
     source = obtain(text, revision=revision, family=family, card=card, progress=watch)
-    default = source.target.card.default_recipe if source.target.card else recipes.DEFAULT
-    chosen = asked or recipes.resolve(default)
-
-    watch("building the model")
-    authored = source.author()
-    options = choose_shapes(shapes or Shapes(), source, authored)
-    path = _output_path(output, source.target.name, chosen.name, options)
+    card_default = source.target.card.default_recipe if source.target.card else recipes.DEFAULT
+    base = source.target.card.signatures if source.target.card else SignatureOptions()
+    job = Job(
+        source.model,
+        source.config,
+        source.checkpoint.folder,
+        base,
+        shapes or Shapes(),
+        asked or recipes.resolve(card_default),
+    )
+    guess = job.shapes.kv_cache_length or base.kv_cache_length
     if not force:
-        artifact.refuse_existing(path)
-    model.prepare(authored, options)
-    plan = source.plugin.quant_recipe(source.model, authored.module, chosen)
-    signatures = source.plugin.signatures(source.model, authored.module, options)
-    _warn(plan, options)
-
-    files = source.checkpoint.hash_files(watch)
-    with artifact.writing(path) as (partial, scratch):
-        specs = conversion.convert(
-            authored, signatures, plan, partial, scratch=scratch, progress=watch
-        )
-        _check_signatures(specs, signatures)
-        watch("hashing the artifact")
-        written = {"size_bytes": partial.stat().st_size, "sha256": checkpoints.sha256(partial)}
+        artifact.refuse_existing(_output_path(output, source.target.name, job.recipe.name, guess))
+    bound = open_adapters(adapters, source, watch) if adapters else None
+    make = _by_litert if engine == "litert" else _by_streaming
+    made = make(job, source, bound, output, force, jobs, use_cache, watch)
     manifest = {
         "schema": artifact.SCHEMA,
-        **_describe_source(source, files),
-        "config": {**authored.config_account, "warnings": authored.warnings},
-        "recipe": _describe(plan),
-        "options": asdict(options),
-        "signatures": [asdict(s) for s in specs],
-        "artifact": {"file": path.name, **written},
-        "versions": versions(source.plugin.plugin),
+        **_describe_source(source, made.files),
+        **({"adapters": bound.record()} if bound else {}),
+        "config": {**made.account, "warnings": list(made.warnings)},
+        "recipe": made.recipe,
+        "options": asdict(made.options),
+        "signatures": list(made.signatures),
+        "artifact": {"file": made.path.name, **made.written},
+        "engine": engine,
+        "versions": versions(source.plugin),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    return Conversion(artifact.write_manifest(path, manifest), watch.finish(), peak_memory_bytes())
+    peaks = {**made.peaks, "streaming": peak_memory_bytes()}
+    return Conversion(
+        artifact.write_manifest(made.path, manifest), watch.finish(), peaks, made.from_cache
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """What either engine gives."""
+
+    path: Path
+    written: Mapping[str, Any]
+    files: Sequence[SourceFile]
+    options: SignatureOptions
+    signatures: Sequence[Mapping[str, Any]]
+    recipe: Mapping[str, Any]
+    account: Mapping[str, Any]
+    warnings: Sequence[str]
+    peaks: Mapping[str, int]
+    from_cache: Sequence[str]
+
+
+def _by_streaming(
+    job: Job,
+    source: Source,
+    adapters: AdapterSet | None,
+    output: Path,
+    force: bool,
+    jobs: int | None,
+    use_cache: bool,
+    watch: _Stopwatch,
+) -> _Made:
+    count = jobs or workers.default_jobs()
+    with ExitStack() as stack:
+        compiled = _compile(job, source, stack, count, use_cache, watch)
+        path = _output_path(
+            output, source.target.name, job.recipe.name, compiled.options.kv_cache_length
+        )
+        if not force:
+            artifact.refuse_existing(path)
+        _warn(compiled, source)
+        streaming = importlib.import_module("edgezoo_core.conversion.streaming")
+        checking = importlib.import_module("edgezoo_core.conversion.checking")
+        streaming.check_streamable(compiled.program, source.checkpoint)
+        with artifact.writing(path) as (partial, _):
+            watch("streaming the weights")
+            _begin_file(partial, compiled)
+            files = streaming.fill(
+                partial,
+                compiled.program,
+                source.checkpoint,
+                adapters=adapters,
+                threads=count,
+                progress=watch,
+            )
+            if source.commit:
+                hub.refuse_damaged(source.checkpoint.folder, files)
+            watch("checking the file")
+            checking.check(partial, compiled.program, source.checkpoint, adapters)
+            watch("hashing the file")
+            written = _written(partial)
+            watch("syncing the file")
+    return _Made(
+        path, written, files, compiled.options, compiled.signatures, compiled.recipe,
+        compiled.account, compiled.warnings, compiled.peak_memory_bytes, compiled.from_cache,
+    )  # fmt: skip
+
+
+def _compile(
+    job: Job, source: Source, stack: ExitStack, jobs: int, use_cache: bool, watch: _Stopwatch
+) -> compiler.Compiled:
+    """Compiles with the user's cache or, where that cannot be written, without."""
+    watch("looking into the cache")
+    for is_used in (True, False) if use_cache else (False,):
+        cache = stack.enter_context(compiler.open_cache(is_used=is_used))
+        try:
+            compiled = compiler.compile_job(
+                job, source.plugin, source.checkpoint, cache, jobs=jobs, progress=watch
+            )
+            stack.enter_context(compiled.head)
+        except CacheError as e:
+            if not is_used:
+                raise
+            logger.warning("%s; converting without the cache", e.message)
+        else:
+            return compiled
+    raise AssertionError
+
+
+def _begin_file(partial: Path, compiled: compiler.Compiled) -> None:
+    with partial.open("wb") as file:
+        shutil.copyfileobj(compiled.head, file, 1 << 22)
+        file.truncate(compiled.program.size_bytes)
+
+
+def _by_litert(
+    job: Job,
+    source: Source,
+    adapters: AdapterSet | None,
+    output: Path,
+    force: bool,
+    jobs: int | None,
+    use_cache: bool,
+    watch: _Stopwatch,
+) -> _Made:
+    if adapters:
+        raise ConversionError(
+            "litert-torch's path merges no adapters", remedy="leave out --engine litert"
+        )
+    guess = job.shapes.kv_cache_length or job.base.kv_cache_length
+    first = _output_path(output, source.target.name, job.recipe.name, guess)
+    with artifact.writing(first) as (partial, scratch):
+        request = {"job": job.to_json(), "output": str(partial), "scratch": str(scratch)}
+        (answer,) = workers.run("litert", [request], watch)
+        result = answer.result
+        files = source.checkpoint.hash_files(watch)
+        if source.commit:
+            hub.refuse_damaged(source.checkpoint.folder, files)
+        watch("hashing the file")
+        written = _written(partial)
+    options = SignatureOptions(
+        **{**result["options"], "prefill_lengths": tuple(result["options"]["prefill_lengths"])}
+    )
+    return _Made(
+        first, written, files, options, result["signatures"], result["recipe"], result["account"],
+        result["warnings"], {"litert": answer.peak_memory_bytes}, (),
+    )  # fmt: skip
+
+
+def open_adapters(texts: Sequence[str], source: Source, progress: Progress) -> AdapterSet:
+    """Opens adapters and finds the tensor of the checkpoint for each of their parts.
+
+    Args:
+        texts: A folder or `org/name[@revision]` each, with `=WEIGHT` behind it if not 1.
+        source: What they are merged into.
+        progress: Told of each stage.
+
+    Raises:
+        TargetError: A weight is no number.
+        CheckpointError: An adapter cannot be obtained, read, merged exactly, or does not fit.
+    """
+    progress("reading the adapters")
+    from edgezoo_core import adapter_merging, adapters
+
+    opened = []
+    for text in texts:
+        name, _, weight = text.partition("=")
+        try:
+            factor = float(weight or 1)
+        except ValueError as e:
+            raise TargetError(
+                f"--adapter {text}: {weight!r} is no number", remedy="write FOLDER=0.5, say"
+            ) from e
+        folder = Path(name).expanduser()
+        described = str(folder)
+        if not folder.is_dir():
+            snapshot = hub.pull_adapter(name, progress=progress)
+            folder, described = snapshot.folder, f"{name.partition('@')[0]}@{snapshot.commit}"
+        opened.append(adapters.open_adapter(folder, factor, described))
+    return adapter_merging.bind_adapters(
+        opened,
+        {n: t.shape for n, t in source.checkpoint.tensors.items()},
+        source=source.model.source,
+        tied=source.config.get("tie_word_embeddings"),
+    )
 
 
 def text_folder(converted: Artifact, progress: Progress = silent) -> Path:
@@ -245,20 +416,6 @@ def tokenizer_folder(text: str, progress: Progress = silent) -> Path:
     return hub.pull_texts(repo, revision or "main", progress=progress).folder
 
 
-def choose_shapes(shapes: Shapes, source: Source, authored: AuthoredModel) -> SignatureOptions:
-    """Completes the shapes that the user named; defaults never exceed the model's context."""
-    card = source.target.card
-    base = card.signatures if card else SignatureOptions()
-    kv_cache_length = shapes.kv_cache_length or min(base.kv_cache_length, authored.context_length)
-    prefill = shapes.prefill_lengths or [n for n in base.prefill_lengths if n < kv_cache_length]
-    return SignatureOptions(
-        prefill_lengths=tuple(prefill),
-        kv_cache_length=kv_cache_length,
-        kv_layout=shapes.kv_layout or base.kv_layout,
-        mask_as_input=base.mask_as_input if shapes.mask_as_input is None else shapes.mask_as_input,
-    )
-
-
 def versions(plugin: Plugin) -> dict[str, str]:
     """Returns the versions of the distributions that shape an artifact."""
     found = {name: metadata.version(name) for name in VERSIONED}
@@ -275,34 +432,38 @@ def _owns(plugin: Plugin, model_id: str) -> bool:
     return plugin.card is not None and model_id in plugin.card.models
 
 
-def _output_path(output: Path, name: str, recipe: str, options: SignatureOptions) -> Path:
+def _examine(described: Model, config: Mapping[str, Any], folder: Path, progress: Progress) -> None:
+    """Says what a config rules out, before any weight is downloaded."""
+    progress("reading the config")
+    job = Job(described, config, folder, SignatureOptions(), Shapes(), recipes.resolve("none"))
+    workers.run("examine", [{"job": job.to_json()}], progress)
+
+
+def _output_path(output: Path, name: str, recipe: str, kv_cache_length: int) -> Path:
     output = output.expanduser()
     if output.suffix == ".tflite":
         return output.resolve()
-    return output.resolve() / artifact.file_name(name, recipe, options.kv_cache_length)
+    return output.resolve() / artifact.file_name(name, recipe, kv_cache_length)
 
 
-def _warn(plan: QuantPlan, options: SignatureOptions) -> None:
-    growth = recipes.growth_bytes(plan)
-    if growth:
+def _written(path: Path) -> dict[str, Any]:
+    return {"size_bytes": path.stat().st_size, "sha256": checkpoints.sha256(path)}
+
+
+def _warn(compiled: compiler.Compiled, source: Source) -> None:
+    for warning in compiled.warnings:
+        logger.warning("%s", warning)
+    if compiled.growth_bytes:
         logger.warning(
             "embedding and lm_head are one tied weight, but recipe %s gives them two formats: the"
             " file carries both, %.1f MB more",
-            plan.name,
-            growth / 1e6,
+            compiled.recipe["name"],
+            compiled.growth_bytes / 1e6,
         )
-    if options.kv_layout == "default" and not options.mask_as_input:
+    if compiled.options.kv_layout == "default" and not compiled.options.mask_as_input:
         logger.warning(
             "LiteRT-LM misreads the capacity of a default-layout KV cache without a mask input;"
             " choose --kv-layout transposed or --mask-as-input for it"
-        )
-
-
-def _check_signatures(specs: Sequence[SignatureSpec], wanted: Sequence[Signature]) -> None:
-    found, expected = sorted(s.name for s in specs), sorted(s.name for s in wanted)
-    if found != expected:
-        raise ConversionError(
-            f"the file has signatures {found}, expected {expected}", remedy="report it"
         )
 
 
@@ -315,17 +476,6 @@ def _describe_source(source: Source, files: Sequence[SourceFile]) -> dict[str, A
             "commit": source.commit,
             "files": [asdict(f) for f in files],
         },
-    }
-
-
-def _describe(plan: QuantPlan) -> dict[str, Any]:
-    def spell(rule: Any) -> str:
-        place = rule.part if rule.layer is None else f"layers.{rule.layer}.{rule.part}"
-        return str(place)
-
-    return {
-        "name": plan.name,
-        "weights": {spell(r): r.format.name if r.format else "none" for r in plan.rules},
     }
 
 
@@ -342,6 +492,9 @@ class _Stopwatch:
         self.finish()
         self._stage, self._began = stage, time.perf_counter()
         self._progress(stage)
+
+    def advance(self, done_bytes: int, total_bytes: int) -> None:
+        self._progress.advance(done_bytes, total_bytes)
 
     def finish(self) -> dict[str, float]:
         if self._stage:

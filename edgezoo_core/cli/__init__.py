@@ -19,6 +19,7 @@ COMMANDS = {
     "author": "author",
     "convert": "convert",
     "run": "run",
+    "cache": "cache",
 }
 
 

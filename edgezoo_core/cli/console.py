@@ -70,6 +70,18 @@ class Stages:
             self._spinner = Console(file=self._stream).status(stage)
             self._spinner.start()
 
+    def advance(self, done_bytes: int, total_bytes: int) -> None:
+        """Shows how much of the stage is done, its rate and the time left."""
+        if self._spinner is None or not done_bytes:
+            return
+        elapsed = time.perf_counter() - self._began
+        rate = done_bytes / elapsed if elapsed else 0.0
+        left = (total_bytes - done_bytes) / rate if rate else 0.0
+        self._spinner.update(
+            f"{self._stage}  {done_bytes / 1e9:.2f} of {total_bytes / 1e9:.2f} GB"
+            f"  {rate / 1e6:.0f} MB/s  {left:.0f} s left"
+        )
+
     def done(self) -> None:
         """Ends the current stage; what follows is the result."""
         self._close(is_done=True)

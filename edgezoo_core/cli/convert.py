@@ -46,6 +46,26 @@ from edgezoo_core.shapes import KvLayout, Shapes
     default=Path(),
     help="A folder, or a path that ends in .tflite.  [default: this folder]",
 )
+@click.option(
+    "--adapter",
+    "adapters",
+    metavar="REPO|FOLDER[=WEIGHT]",
+    multiple=True,
+    help="A PEFT LoRA adapter to merge; repeat for several.",
+)
+@click.option(
+    "--engine",
+    type=click.Choice(["streaming", "litert"]),
+    default="streaming",
+    show_default=True,
+    help="`litert`: litert-torch's own path, which holds the model in memory.",
+)
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    help="Workers.  [default: what cores and memory allow]",
+)
+@click.option("--no-cache", is_flag=True, help="Neither use nor keep compiled graphs.")
 @click.option("--force", is_flag=True, help="Replace what stands there.")
 @source_options
 @json_option
@@ -58,6 +78,10 @@ def convert_command(
     kv_layout: str | None,
     mask_as_input: bool | None,
     output: Path,
+    adapters: tuple[str, ...],
+    engine: str,
+    jobs: int | None,
+    no_cache: bool,
     force: bool,
     revision: str | None,
     family: str | None,
@@ -67,7 +91,6 @@ def convert_command(
 ) -> None:
     """Convert TARGET to one .tflite with prefill and decode signatures."""
     with working(verbose=verbose) as stages:
-        stages("importing the libraries")
         from edgezoo_core import zoo
 
         shapes = Shapes(
@@ -85,6 +108,10 @@ def convert_command(
             revision=revision,
             family=family,
             card=card,
+            adapters=adapters,
+            engine=cast("zoo.Engine", engine),
+            jobs=jobs,
+            use_cache=not no_cache,
             progress=stages,
         )
         stages.done()
@@ -94,7 +121,8 @@ def convert_command(
             {
                 "path": str(conversion.artifact.path),
                 "seconds": {k: round(v, 3) for k, v in conversion.seconds.items()},
-                "peak_memory_bytes": conversion.peak_memory_bytes,
+                "peak_memory_bytes": dict(conversion.peak_memory_bytes),
+                "from_cache": list(conversion.from_cache),
                 "manifest": manifest,
             }
         )
@@ -106,4 +134,4 @@ def convert_command(
     click.echo(f"sha256          {written['sha256']}")
     click.echo(f"signatures      {signatures}")
     click.echo(f"time            {sum(conversion.seconds.values()):.1f} s")
-    click.echo(f"peak memory     {conversion.peak_memory_bytes / 1e9:.2f} GB")
+    click.echo(f"peak memory     {max(conversion.peak_memory_bytes.values()) / 1e9:.2f} GB")

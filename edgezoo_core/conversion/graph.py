@@ -132,14 +132,15 @@ def _stored(
     tensor = subgraph.tensors[index]
     if model.buffers[tensor.buffer].data is None:
         return None
-    scales, block_size = _quantization(subgraph, tensor)
+    scales, block_size = scales_of(subgraph, tensor)
     shape = tuple(int(n) for n in tensor.shape)
     return StoredWeight(
         tensor.buffer, DTYPES[tensor.type], shape, scales, block_size, is_dequantized
     )
 
 
-def _quantization(subgraph: Any, tensor: Any) -> tuple[int, int | None]:
+def scales_of(subgraph: Any, tensor: Any) -> tuple[int, int | None]:
+    """Returns how many scales a tensor has, and its block size if it has one."""
     quantization = tensor.quantization
     if quantization is None:
         return 0, None

@@ -10,17 +10,19 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from ai_edge_quantizer import qtyping, quantizer
 
 from edgezoo_core.conversion import graph
 from edgezoo_core.errors import ConversionError, listing
-from edgezoo_core.types import QuantPlan, WeightFormat, WeightRule
+from edgezoo_core.types import Operator, QuantPlan, WeightFormat, WeightRule
+
+if TYPE_CHECKING:
+    import torch
 
 _FLOAT_CASTING = quantizer.AlgorithmName.FLOAT_CASTING
 _MIN_MAX = quantizer.AlgorithmName.MIN_MAX_UNIFORM_QUANT
@@ -43,9 +45,36 @@ def quantize(source: Path, output: Path, plan: QuantPlan, module: torch.nn.Modul
             operator, or the file that comes out does not follow the plan.
     """
     assignment = assign(graph.read(source), plan, module)
-    engine = quantizer.Quantizer(str(source))
-    for (operator, fmt), scopes in _by_format(assignment).items():
-        regex = "^(?:" + "|".join(re.escape(s) for s in sorted(scopes)) + ")$"
+    groups = [
+        ("^(?:" + "|".join(re.escape(s) for s in sorted(scopes)) + ")$", operator, fmt)
+        for (operator, fmt), scopes in _by_format(assignment).items()
+    ]
+    run(str(source), groups, plan.name, output)
+    check(graph.read(output), assignment)
+
+
+def run(
+    source: str | bytes,
+    groups: Iterable[tuple[str, Operator, WeightFormat]],
+    recipe: str,
+    output: Path | None = None,
+) -> Any:
+    """Runs ai-edge-quantizer.
+
+    Args:
+        source: Path or content of a float32 .tflite.
+        groups: Regular expression over the names of operators, kind of operator, and format.
+        recipe: Name of the recipe, for messages.
+        output: Where to write the result, None to have it in memory only.
+
+    Returns:
+        The content of the quantized file.
+
+    Raises:
+        ConversionError: It refuses.
+    """
+    engine = quantizer.Quantizer(source)
+    for regex, operator, fmt in groups:
         add = engine.add_dynamic_config if fmt.is_dynamic else engine.add_weight_only_config
         add(
             regex,
@@ -57,17 +86,17 @@ def quantize(source: Path, output: Path, plan: QuantPlan, module: torch.nn.Modul
     try:
         # One of its progress bars shows whatever it is told.
         with contextlib.redirect_stderr(io.StringIO()):
-            engine.quantize(
-                serialize_to_path=str(output),
+            result = engine.quantize(
+                serialize_to_path=str(output) if output else None,
                 enable_progress_bar=False,
                 enable_progress_report=False,
             )
     except (ValueError, RuntimeError) as e:
         raise ConversionError(
-            f"ai-edge-quantizer refuses recipe {plan.name}: {str(e).splitlines()[0]}",
+            f"ai-edge-quantizer refuses recipe {recipe}: {str(e).splitlines()[0]}",
             remedy="choose another recipe; if this one should work, report it",
         ) from e
-    check(graph.read(output), assignment)
+    return result.quantized_model
 
 
 def assign(model: Any, plan: QuantPlan, module: torch.nn.Module) -> Assignment:
@@ -116,9 +145,9 @@ def check(model: Any, assignment: Assignment) -> None:
         if rule is None:
             continue
         seen.add((use.signature, use.scope))
-        expected, found = _expected(rule), _found(use.weight)
-        if expected != found:
-            problems.append(f"{rule.parameter} in {use.signature}: {found}, expected {expected}")
+        wanted, found = expected(rule.format, rule.shape), _found(use.weight)
+        if wanted != found:
+            problems.append(f"{rule.parameter} in {use.signature}: {found}, expected {wanted}")
     problems += [f"no operator {scope} in {name}" for name, scope in assignment.keys() - seen]
     if problems:
         raise ConversionError(
@@ -173,9 +202,9 @@ def _twin(
     )
 
 
-def _by_format(assignment: Assignment) -> dict[tuple[str, WeightFormat], set[str]]:
+def _by_format(assignment: Assignment) -> dict[tuple[Operator, WeightFormat], set[str]]:
     chosen: dict[str, WeightRule] = {}
-    groups: dict[tuple[str, WeightFormat], set[str]] = {}
+    groups: dict[tuple[Operator, WeightFormat], set[str]] = {}
     for (_, scope), rule in assignment.items():
         other = chosen.setdefault(scope, rule)
         if other.format != rule.format:
@@ -197,24 +226,25 @@ def _granularity(fmt: WeightFormat) -> qtyping.QuantGranularity:
     return qtyping.QuantGranularity.CHANNELWISE
 
 
-def _expected(rule: WeightRule) -> str:
-    fmt = rule.format
+def expected(fmt: WeightFormat | None, shape: tuple[int, int]) -> str:
+    """Describes how a weight of this shape must be stored."""
     if fmt is None:
-        return _describe("float32", 0, None, False)
+        return describe("float32", 0, None, False)
     if fmt.is_float:
-        return _describe(f"float{fmt.bits}", 0, None, True)
-    rows, columns = rule.shape
+        return describe(f"float{fmt.bits}", 0, None, True)
+    rows, columns = shape
     scales = rows * (columns // fmt.block_size if fmt.block_size else 1)
-    return _describe(f"int{fmt.bits}", scales, fmt.block_size, not fmt.is_dynamic)
+    return describe(f"int{fmt.bits}", scales, fmt.block_size, not fmt.is_dynamic)
 
 
 def _found(weight: graph.StoredWeight | None) -> str:
     if weight is None:
         return "no constant"
-    return _describe(weight.dtype, weight.scales, weight.block_size, weight.is_dequantized)
+    return describe(weight.dtype, weight.scales, weight.block_size, weight.is_dequantized)
 
 
-def _describe(dtype: str, scales: int, block_size: int | None, is_dequantized: bool) -> str:
+def describe(dtype: str, scales: int, block_size: int | None, is_dequantized: bool) -> str:
+    """Describes how a weight is stored, for comparison and for messages."""
     blocks = f" in blocks of {block_size}" if block_size else ""
     mode = ", dequantized" if is_dequantized else ""
     return f"{dtype} with {scales} scales{blocks}{mode}"

@@ -68,7 +68,8 @@ def assert_holds(checkpoint, expected):
         assert stored.name == name
         assert stored.sources == (name,)
         assert stored.shape == tuple(tensor.shape)
-        assert stored.dtype == tensor.dtype
+        assert stored.dtype == str(tensor.dtype).removeprefix("torch.")
+        assert stored.size_bytes == tensor.nbytes
         assert stored.read().dtype == tensor.dtype
         assert torch.equal(stored.read(), tensor)
 
@@ -203,6 +204,16 @@ def test_large_pytorch_file_is_mapped_not_read(tmp_path):
     grown = resident_bytes() - before
     assert grown < 32 << 20, f"took {grown / 1e6:.0f} MB for a file of 134 MB"
     assert checkpoint.tensor("large").read()[-1] == 1
+
+
+@pytest.mark.parametrize("write", [write_safetensors_shards, write_pytorch_shards])
+def test_weight_files_are_those_that_hold_tensors(tmp_path, write):
+    weight_map = write(tmp_path)
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / name).write_text("{}")
+    checkpoint = open_folder(tmp_path)
+    assert checkpoint.weight_files == tuple(sorted(set(weight_map.values())))
+    assert checkpoint.files[-2:] == checkpoint.weight_files
 
 
 def test_hash_files(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
 from functools import partial
 
@@ -20,10 +21,11 @@ from transformers import (
 )
 
 from edgezoo_core import authoring, model, plugins
-from edgezoo_core.checkpoint import StoredTensor, open_folder
+from edgezoo_core.checkpoint import open_folder
 from edgezoo_core.config import Config
 from edgezoo_core.errors import CheckpointError, PluginError
 from edgezoo_core.mapping import TensorNames, check, map_parameters
+from edgezoo_core.tensor_files import StoredTensor
 from edgezoo_core.types import Model
 
 #: Small, and different enough that one is not mistaken for another.
@@ -89,7 +91,10 @@ def build(case, checkpoint, **fields):
 
 
 def stored(name, shape):
-    return StoredTensor(name, shape, torch.float32, "a file", partial(torch.zeros, shape))
+    size_bytes = 4 * math.prod(shape)
+    return StoredTensor(
+        name, shape, "float32", "a file", None, size_bytes, partial(torch.zeros, shape)
+    )
 
 
 def edited(checkpoint, *, without=(), **extra):
@@ -122,6 +127,8 @@ def test_map_is_one_to_one(checkpoints, case):
     assert used == dict.fromkeys(checkpoint.tensors, 1)
     for weight in authored.weights.values():
         assert tuple(weight.read().shape) == weight.shape
+        rows = [checkpoint.tensor(s.name).read()[s.start : s.stop] for s in weight.slices]
+        assert torch.equal(torch.cat(rows), weight.read())
     assert authored.warnings == ()
 
 

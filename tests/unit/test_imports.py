@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import subprocess
 import sys
 
@@ -42,21 +43,34 @@ rows = json.loads(out.getvalue())
 print(json.dumps({"rows": rows, "modules": sorted(set(sys.modules) - bare)}))
 """
 
+OPEN_SCRIPT = """
+import json, sys
+from pathlib import Path
+from edgezoo_core import checkpoint, tensor_files
+opened = checkpoint.open_folder(Path(sys.argv[1]))
+offsets = {name: tensor.offset for name, tensor in opened.tensors.items()}
+print(json.dumps({"offsets": offsets, "modules": sorted(sys.modules)}))
+"""
+
+
+def run(*arguments, **environment):
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("EDGEZOO_")}
+    done = subprocess.run(
+        [sys.executable, "-c", *arguments],
+        env={**inherited, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
 
 def test_listing_fifty_plugins_imports_nothing_heavy_and_no_plugin(site):
     families = [f"fake{i}" for i in range(50)]
     for family in families:
         site.add(family, body="import torch")
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("EDGEZOO_")}
-    run = subprocess.run(
-        [sys.executable, "-c", SCRIPT],
-        env={**environment, "PYTHONPATH": str(site.folder)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert run.returncode == 0, run.stderr
-    answer = json.loads(run.stdout)
+    answer = run(SCRIPT, PYTHONPATH=str(site.folder))
     listed = {row["distribution"] for row in answer["rows"]}
     assert {f"edgezoo-{family}" for family in families} <= listed
     imported = {name.partition(".")[0] for name in answer["modules"]}
@@ -64,3 +78,12 @@ def test_listing_fifty_plugins_imports_nothing_heavy_and_no_plugin(site):
     assert {n for n in answer["modules"] if n.startswith("edgezoo")} == NEEDED
     print(f"{len(answer['modules'])} modules, allowed {MOST_MODULES}")
     assert len(answer["modules"]) <= MOST_MODULES
+
+
+def test_opening_safetensors_imports_nothing_heavy(tmp_path):
+    header = json.dumps({"norm.weight": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}})
+    content = struct.pack("<Q", len(header)) + header.encode() + bytes(16)
+    (tmp_path / "model.safetensors").write_bytes(content)
+    answer = run(OPEN_SCRIPT, str(tmp_path))
+    assert answer["offsets"] == {"norm.weight": 8 + len(header)}
+    assert {name.partition(".")[0] for name in answer["modules"]} & HEAVY == set()

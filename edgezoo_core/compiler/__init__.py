@@ -1,0 +1,273 @@
+"""From a job to a skeleton: out of the cache, or by workers. This process stays light."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from functools import cache as once
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Any
+
+import edgezoo_core
+from edgezoo_core.cache import Cache, Entry, digest
+from edgezoo_core.checkpoint import Checkpoint
+from edgezoo_core.compiler import workers
+from edgezoo_core.compiler.job import Job, recipe_to_json
+from edgezoo_core.config import is_same_reading
+from edgezoo_core.conversion.program import Program
+from edgezoo_core.errors import CacheError, ConversionError
+from edgezoo_core.plugins import Plugin, package_folder
+from edgezoo_core.shapes import SignatureOptions
+from edgezoo_core.types import Progress, silent
+
+#: Distributions whose versions shape a graph.
+VERSIONED = (
+    "ai-edge-litert",
+    "ai-edge-quantizer",
+    "litert-converter",
+    "litert-torch",
+    "numpy",
+    "torch",
+    "transformers",
+)
+_TRACE, _HEAD, _PROGRAM = "trace.json", "head.bin", "program.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """A skeleton and what is known about it.
+
+    Attributes:
+        head: The open file that the artifact begins with; it stays readable whatever the cache
+            does.
+        program: How the rest is filled.
+        options: The signatures' static shapes.
+        signatures: As they stand in the file, plain values.
+        recipe: Name, and format of each weight.
+        growth_bytes: What a tied weight in two formats costs more.
+        account: What became of each config field.
+        warnings: What the manifest must say about the config.
+        from_cache: Which of `trace` and `skeleton` came out of the cache.
+        peak_memory_bytes: Largest memory of the workers, by stage.
+    """
+
+    head: IO[bytes]
+    program: Program
+    options: SignatureOptions
+    signatures: Sequence[Mapping[str, Any]]
+    recipe: Mapping[str, Any]
+    growth_bytes: int
+    account: Mapping[str, Any]
+    warnings: Sequence[str]
+    from_cache: tuple[str, ...]
+    peak_memory_bytes: Mapping[str, int]
+
+
+@contextmanager
+def open_cache(*, is_used: bool = True) -> Iterator[Cache]:
+    """Gives the user's cache, or one that lasts as long as the block."""
+    if is_used:
+        yield Cache()
+        return
+    with tempfile.TemporaryDirectory(prefix="edgezoo-") as folder:
+        yield Cache(Path(folder))
+
+
+def compile_job(
+    job: Job,
+    plugin: Plugin,
+    checkpoint: Checkpoint,
+    cache: Cache,
+    *,
+    jobs: int,
+    progress: Progress = silent,
+) -> Compiled:
+    """Returns the skeleton of a job.
+
+    Args:
+        job: What shapes the file.
+        plugin: The family's plugin.
+        checkpoint: Its names, shapes and dtypes shape the program.
+        cache: Where traces and skeletons are kept.
+        jobs: Workers that trace side by side.
+        progress: Told of each stage.
+
+    Raises:
+        EdgezooError: The model cannot be converted; the message says why.
+        CacheError: The cache cannot be written.
+    """
+    return _Compilation(job, plugin, checkpoint, cache, jobs, progress).run()
+
+
+class _Compilation:
+    """One compilation: what it asks the cache for, and what it tells."""
+
+    def __init__(
+        self,
+        job: Job,
+        plugin: Plugin,
+        checkpoint: Checkpoint,
+        cache: Cache,
+        jobs: int,
+        progress: Progress,
+    ) -> None:
+        self._job = job
+        self._cache = cache
+        self._jobs = jobs
+        self._progress = progress
+        self._common = _parts(job, plugin, checkpoint)
+        self._from_cache: list[str] = []
+        self._peaks: dict[str, int] = {}
+
+    def run(self) -> Compiled:
+        """Finds or makes trace and skeleton."""
+        trace = self._trace()
+        skeleton = self._skeleton(trace)
+        try:
+            head = skeleton.path(_HEAD).open("rb")
+            about = json.loads(trace.path(_TRACE).read_text(encoding="utf-8"))
+            made = json.loads(skeleton.path(_PROGRAM).read_text(encoding="utf-8"))
+        except FileNotFoundError as e:  # another process cleared the cache just now
+            raise CacheError(f"{e.filename} is gone", remedy="convert once more") from e
+        options = {**about["options"], "prefill_lengths": tuple(about["options"]["prefill_lengths"])}
+        return Compiled(
+            head,
+            Program.from_json(made["program"]),
+            SignatureOptions(**options),
+            made["signatures"],
+            made["recipe"],
+            made["growth_bytes"],
+            about["account"],
+            about["warnings"],
+            tuple(self._from_cache),
+            self._peaks,
+        )
+
+    def _trace(self) -> Entry:
+        if entry := self._found_trace():
+            return entry
+        key = digest({**self._common, "config": dict(self._job.config)})
+        with self._cache.lock("trace", key, self._wait):
+            return self._found_trace() or self._make_trace()
+
+    def _found_trace(self) -> Entry | None:
+        def accepts(parts: Mapping[str, Any]) -> bool:
+            common = {name: value for name, value in parts.items() if name != "config"}
+            same = digest(common) == digest(self._common)
+            return same and is_same_reading(parts["config"], self._job.config)
+
+        entry = self._cache.find("trace", accepts)
+        if entry:
+            self._from_cache.append("trace")
+        return entry
+
+    def _make_trace(self) -> Entry:
+        count = max(1, self._jobs)
+        with self._cache.adding("trace") as adding:
+            requests = [
+                {"job": self._job.to_json(), "folder": str(adding.folder), "share": [i, count]}
+                for i in range(count)
+            ]
+            answers = workers.run("trace", requests, self._progress)
+            self._peaks["trace"] = sum(a.peak_memory_bytes for a in answers)
+            about = dict(answers[0].result)
+            shares = [iter(a.result["signatures"]) for a in answers]
+            total = sum(len(a.result["signatures"]) for a in answers)
+            about["signatures"] = [next(shares[i % count]) for i in range(total)]
+            adding.parts = {**self._common, "config": about.pop("reading")}
+            adding.about = {"title": self._title(about["options"])}
+            (adding.folder / _TRACE).write_text(json.dumps(about), encoding="utf-8")
+        return adding.entry
+
+    def _skeleton(self, trace: Entry) -> Entry:
+        parts = {"trace": trace.key, "recipe": recipe_to_json(self._job.recipe)}
+        if entry := self._cache.get("skeleton", parts):
+            self._from_cache.append("skeleton")
+            return entry
+        with self._cache.lock("skeleton", digest(parts), self._wait):
+            entry = self._cache.get("skeleton", parts)
+            return entry or self._make_skeleton(trace, parts)
+
+    def _make_skeleton(self, trace: Entry, parts: Mapping[str, Any]) -> Entry:
+        with self._cache.adding("skeleton", parts) as adding:
+            request = {
+                "job": self._job.to_json(),
+                "trace_folder": str(trace.folder),
+                "folder": str(adding.folder),
+            }
+            (answer,) = workers.run("skeleton", [request], self._progress)
+            self._peaks["skeleton"] = answer.peak_memory_bytes
+            adding.about = {"title": f"{trace.about.get('title')}, {self._job.recipe.name}"}
+        return adding.entry
+
+    def _title(self, options: Mapping[str, Any]) -> str:
+        lengths = " ".join(str(n) for n in options["prefill_lengths"])
+        name = self._job.model.card_id or Path(self._job.model.source).name
+        return f"{name} ({self._job.model.family}), prefill {lengths}, KV {options['kv_cache_length']}"
+
+    def _wait(self) -> None:
+        self._progress("waiting for another process that compiles the same model")
+
+
+def _parts(job: Job, plugin: Plugin, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Returns all that shapes a trace, but for the config."""
+    return {
+        "core": {"version": edgezoo_core.__version__, "source": _digest_of(Path(__file__).parents[1])},
+        "plugin": {
+            "distribution": plugin.distribution,
+            "version": plugin.version,
+            "module": plugin.module,
+            "source": _digest_of(package_folder(plugin.module.partition(".")[0])),
+            "requirements": _requirements(plugin.distribution),
+        },
+        "libraries": {name: _version(name) for name in VERSIONED},
+        "model": {"family": job.model.family, "card": job.model.card_id},
+        "base": asdict(job.base),
+        "shapes": asdict(job.shapes),
+        "tensors": {n: [list(t.shape), t.dtype] for n, t in checkpoint.tensors.items()},
+    }
+
+
+@once
+def _digest_of(folder: Path) -> str:
+    """Returns the sha256 over a package's sources and data, names included."""
+    total = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.suffix in (".py", ".toml")):
+        content = path.read_bytes()
+        total.update(f"{path.relative_to(folder)}\0{len(content)}\0".encode())
+        total.update(content)
+    return total.hexdigest()
+
+
+def _requirements(distribution: str) -> dict[str, str]:
+    """Returns the versions of what a distribution asks for: its code may build on it."""
+    found = {}
+    with suppress(metadata.PackageNotFoundError):
+        for line in metadata.requires(distribution) or ():
+            name = "".join(c if c.isalnum() or c in "-_." else " " for c in line).split()[0]
+            found[name] = _version(name)
+    return found
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "absent"
+
+
+def require(name: str) -> None:
+    """Checks that a distribution is here.
+
+    Raises:
+        ConversionError: It is not.
+    """
+    if _version(name) == "absent":
+        raise ConversionError(
+            f"{name} is not installed", remedy="pip install 'edgezoo-core[convert]'"
+        )

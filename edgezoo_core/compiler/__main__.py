@@ -1,0 +1,96 @@
+"""A worker: `python -m edgezoo_core.compiler`, started by `workers`, for one request."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import resource
+import sys
+import threading
+import traceback
+import warnings
+from typing import Any
+
+from edgezoo_core import errors
+from edgezoo_core.errors import EdgezooError
+
+
+class _Parent:
+    """The process that asked."""
+
+    def __init__(self) -> None:
+        # What libraries print belongs to stderr; answers keep the old stdout.
+        self._answers = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+        os.dup2(2, 1)
+
+    def tell(self, **event: Any) -> None:
+        """Sends an event: one line of JSON."""
+        self._answers.write(json.dumps(event) + "\n")
+
+    def __call__(self, stage: str) -> None:
+        """Progress: a stage begins."""
+        self.tell(stage=stage)
+
+    def advance(self, done_bytes: int, total_bytes: int) -> None:
+        """Progress in bytes is the parent's own work."""
+
+
+class _Log(logging.Handler):
+    """Hands edgezoo's own log to the parent, which shows what it shows of its own."""
+
+    def __init__(self, parent: _Parent) -> None:
+        super().__init__()
+        self._parent = parent
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._parent.tell(log=[record.levelno, record.getMessage()])
+
+
+def main() -> int:
+    """Reads the request, does it, answers."""
+    parent = _Parent()
+    request = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _quiet(parent)
+    try:
+        from edgezoo_core.compiler import stages  # what is slow to import may fail, too
+
+        result = stages.STAGES[request.pop("stage")](parent, **request)
+    except EdgezooError as e:
+        kind = next(k.__name__ for k in type(e).__mro__ if hasattr(errors, k.__name__))
+        parent.tell(error={"kind": kind, "message": e.message, "remedy": e.remedy})
+        return 1
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    parent.tell(
+        result=result, peak_memory_bytes=peak if sys.platform == "darwin" else peak * 1024
+    )
+    return 0
+
+
+def _end_with_parent() -> None:
+    # The pipe closes when the parent is gone, however it went.
+    while sys.stdin.read(1):
+        pass
+    os._exit(1)
+
+
+def _quiet(parent: _Parent) -> None:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TORCH_LOGS", "-all")
+    warnings.simplefilter("ignore")
+    logger = logging.getLogger("edgezoo_core")
+    logger.handlers = [_Log(parent)]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Leaving in order would take the libraries seconds.
+    os._exit(code)

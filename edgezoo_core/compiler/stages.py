@@ -1,0 +1,212 @@
+"""What workers do: look at a model, trace it, make a skeleton, or run litert-torch's own path."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgezoo_core import plugins
+from edgezoo_core import recipe as recipes
+from edgezoo_core.compiler.job import Job, format_name
+from edgezoo_core.compiler.schema import import_litert_torch
+from edgezoo_core.errors import ConversionError, PluginError
+from edgezoo_core.hooks import LoadedPlugin
+from edgezoo_core.shapes import SignatureOptions, complete
+from edgezoo_core.types import LazyTensor, Progress, QuantPlan, RowSlice, WeightRule
+
+if TYPE_CHECKING:
+    from edgezoo_core.conversion.tracing import TracedSignature
+    from edgezoo_core.model import AuthoredModel
+
+#: Files of a trace and of a skeleton.
+TRACE, HEAD, PROGRAM = "trace.json", "head.bin", "program.json"
+
+
+def examine(progress: Progress, job: Mapping[str, Any]) -> dict[str, Any]:
+    """Authors the module and nothing more: says what a config rules out."""
+    import_litert_torch()
+    from edgezoo_core import model
+
+    asked = Job.from_json(job)
+    model.author(_plugin(asked), asked.model, asked.config)
+    return {}
+
+
+def trace(
+    progress: Progress, job: Mapping[str, Any], folder: str, share: tuple[int, int]
+) -> dict[str, Any]:
+    """Traces the signatures whose index is `share[0]` modulo `share[1]` and writes their graphs.
+
+    Returns:
+        What `TRACE` holds, with the signatures of this share.
+    """
+    progress("importing the libraries")
+    import_litert_torch()
+    from edgezoo_core import model
+    from edgezoo_core.conversion import tracing
+
+    asked = Job.from_json(job)
+    plugin = _plugin(asked)
+    authored, options = _author(asked, plugin)
+    module: Any = authored.module
+    model.prepare(authored, options)
+    about = {
+        "depth": len(getattr(module, "transformer_blocks", ())),
+        "context_length": authored.context_length,
+        "options": asdict(options),
+        "reading": authored.config_reading,
+        "account": authored.config_account,
+        "warnings": list(authored.warnings),
+        "shapes": {n: list(p.shape) for n, p in module.named_parameters()},
+        "sources": {
+            n: [[s.name, s.start, s.stop] for s in _slices(n, w)]
+            for n, w in authored.weights.items()
+        },
+        "weights": [asdict(w) for w in recipes.weights(module)],
+    }
+    index, count = share
+    traced = tracing.trace_model(
+        module,
+        lambda m: plugin.signatures(asked.model, m, options),
+        lambda i: i % count == index,
+        may_stamp=not plugin.answers("signatures"),
+        progress=progress,
+    )
+    for signature in traced:
+        (Path(folder) / f"{signature.name}.tflite").write_bytes(signature.content)
+    described = [
+        {
+            "name": s.name,
+            "parameters": [[n, list(shape)] for n, shape in s.parameters],
+            "block_scope": s.block_scope,
+        }
+        for s in traced
+    ]
+    return {**about, "signatures": described}
+
+
+def skeleton(
+    progress: Progress, job: Mapping[str, Any], trace_folder: str, folder: str
+) -> dict[str, Any]:
+    """Quantizes the traced graph and writes the skeleton and its program."""
+    progress("quantizing the graph")
+    from edgezoo_core.conversion import skeleton as skeletons
+
+    asked = Job.from_json(job)
+    about = json.loads((Path(trace_folder) / TRACE).read_text(encoding="utf-8"))
+    graphs = [s.graph(about["depth"]) for s in _traced(Path(trace_folder), about)]
+    plan = _plan(asked, about)
+    built = skeletons.build(
+        graphs,
+        plan,
+        {n: tuple(shape) for n, shape in about["shapes"].items()},
+        {n: [RowSlice(*s) for s in slices] for n, slices in about["sources"].items()},
+    )
+    result = {
+        "program": built.program.to_json(),
+        "signatures": [asdict(s) for s in built.signatures],
+        **_describe(plan),
+    }
+    (Path(folder) / HEAD).write_bytes(built.head)
+    (Path(folder) / PROGRAM).write_text(json.dumps(result), encoding="utf-8")
+    return {}
+
+
+def litert(
+    progress: Progress, job: Mapping[str, Any], output: str, scratch: str
+) -> dict[str, Any]:
+    """Converts with litert-torch's own path, which holds the model in memory several times."""
+    progress("importing the libraries")
+    import_litert_torch()
+    from edgezoo_core import model
+    from edgezoo_core.conversion import litert as path
+
+    asked = Job.from_json(job)
+    plugin = _plugin(asked)
+    authored, options = _author(asked, plugin)
+    model.prepare(authored, options)
+    plan = plugin.quant_recipe(asked.model, authored.module, asked.recipe)
+    signatures = plugin.signatures(asked.model, authored.module, options)
+    module = model.materialize(authored, progress)
+    specs = path.convert(module, signatures, plan, Path(output), Path(scratch), progress)
+    return {
+        "options": asdict(options),
+        "account": authored.config_account,
+        "warnings": list(authored.warnings),
+        "signatures": [asdict(s) for s in specs],
+        **_describe(plan),
+    }
+
+
+STAGES: Mapping[str, Callable[..., dict[str, Any]]] = {
+    f.__name__: f for f in (examine, trace, skeleton, litert)
+}
+
+
+def _plugin(job: Job) -> LoadedPlugin:
+    family = job.model.family
+    for plugin in plugins.discover():
+        if plugin.family == family:
+            return plugins.load(plugin)
+    raise PluginError(f"family {family} is not installed any more", remedy="install its plugin")
+
+
+def _author(job: Job, plugin: LoadedPlugin) -> tuple[AuthoredModel, SignatureOptions]:
+    from edgezoo_core import model
+    from edgezoo_core.checkpoint import open_folder
+
+    checkpoint = open_folder(job.folder, job.model.source)
+    authored = model.build(plugin, job.model, checkpoint, job.config)
+    return authored, complete(job.shapes, job.base, authored.context_length)
+
+
+def _slices(name: str, weight: LazyTensor) -> tuple[RowSlice, ...]:
+    slices = getattr(weight, "slices", None)
+    rows = weight.shape[0] if weight.shape else 1
+    if slices is None or sum(s.stop - s.start for s in slices) != rows:
+        raise ConversionError(
+            f"the plugin's load hook gives {name} as something else than rows of the checkpoint",
+            remedy="use --engine litert, or let the hook's tensors have `slices`",
+        )
+    return tuple(slices)
+
+
+def _traced(folder: Path, about: Mapping[str, Any]) -> list[TracedSignature]:
+    from edgezoo_core.conversion.traced import TracedSignature
+
+    return [
+        TracedSignature(
+            s["name"],
+            (folder / f"{s['name']}.tflite").read_bytes(),
+            tuple((n, tuple(shape)) for n, shape in s["parameters"]),
+            s["block_scope"],
+        )
+        for s in about["signatures"]
+    ]
+
+
+def _plan(job: Job, about: Mapping[str, Any]) -> QuantPlan:
+    """Meets the recipe with the model: from what the trace noted, unless the plugin answers."""
+    plugin = _plugin(job)
+    if plugin.answers("quant_recipe"):
+        import_litert_torch()
+        authored, _ = _author(job, plugin)
+        return plugin.quant_recipe(job.model, authored.module, job.recipe)
+    weights = [WeightRule(**{**w, "shape": tuple(w["shape"])}) for w in about["weights"]]
+    return recipes.apply(job.recipe, weights, job.model.source)
+
+
+def _describe(plan: QuantPlan) -> dict[str, Any]:
+    def place(rule: WeightRule) -> str:
+        return rule.part if rule.layer is None else f"layers.{rule.layer}.{rule.part}"
+
+    return {
+        "recipe": {
+            "name": plan.name,
+            "weights": {place(r): format_name(r.format) for r in plan.rules},
+        },
+        "growth_bytes": recipes.growth_bytes(plan),
+    }

@@ -1,0 +1,177 @@
+"""Starts workers, listens to them, and sees to it that none is left behind.
+
+A worker is a fresh interpreter, never a fork: torch and jax deadlock in a forked child. It gets
+its request as the first line of its stdin and answers in lines of JSON on its stdout. The pipe to
+its stdin stays open as long as the parent lives; when it closes, the worker ends itself.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import IO, Any
+
+from edgezoo_core import errors
+from edgezoo_core.errors import ConversionError, EdgezooError
+from edgezoo_core.types import Progress, silent
+
+logger = logging.getLogger(__name__)
+
+#: Memory that one worker takes, for the choice of how many: libraries, and a graph of few layers.
+WORKER_BYTES = 800_000_000
+#: Lines of a worker's own talk that are shown when it dies.
+_TAIL_LINES = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a worker gave.
+
+    Attributes:
+        result: Plain values.
+        peak_memory_bytes: Largest resident size that it had.
+    """
+
+    result: Mapping[str, Any]
+    peak_memory_bytes: int
+
+
+def default_jobs() -> int:
+    """Returns how many workers the cores and the free memory allow, at least one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min(cores or 1, _available_bytes() // WORKER_BYTES))
+
+
+def run(
+    stage: str, requests: Sequence[Mapping[str, Any]], progress: Progress = silent
+) -> list[Answer]:
+    """Runs one worker per request, side by side, and returns their answers in order.
+
+    Args:
+        stage: What they do (see `edgezoo_core.compiler.__main__`).
+        requests: Plain values, one per worker.
+        progress: Told of what the workers begin.
+
+    Raises:
+        EdgezooError: What a worker raised, or ConversionError for one that died; the others are
+            ended.
+    """
+    events: queue.SimpleQueue[tuple[int, dict[str, Any] | None]] = queue.SimpleQueue()
+    workers: list[_Worker] = []
+    answers: list[Answer | None] = [None] * len(requests)
+    try:
+        for number, request in enumerate(requests):
+            workers.append(_Worker(number, {"stage": stage, **request}, events))
+        running = len(workers)
+        while running:
+            number, event = events.get()
+            if event is None:
+                running -= 1
+                if answers[number] is None:
+                    raise workers[number].death()
+            elif "stage" in event:
+                progress(event["stage"])
+            elif "log" in event:
+                logger.log(event["log"][0], "%s", event["log"][1])
+            elif "error" in event:
+                raise _error(event["error"])
+            else:
+                answers[number] = Answer(event["result"], event["peak_memory_bytes"])
+    finally:
+        for worker in workers:
+            worker.end()
+    return [a for a in answers if a is not None]
+
+
+class _Worker:
+    """One worker process."""
+
+    def __init__(
+        self,
+        number: int,
+        request: Mapping[str, Any],
+        events: queue.SimpleQueue[tuple[int, dict[str, Any] | None]],
+    ) -> None:
+        self._talk: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `end`
+        # -P: a file in the folder where the user happens to be is no module of ours.
+        self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+            [sys.executable, "-P", "-m", "edgezoo_core.compiler"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._talk,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(os.path.abspath(p) for p in sys.path)},  # noqa: PTH100
+        )
+        self._listener = threading.Thread(target=self._listen, args=(number, events), daemon=True)
+        self._listener.start()
+        with suppress(BrokenPipeError):  # it died: the listener tells
+            stdin: Any = self._process.stdin
+            stdin.write(json.dumps(request).encode() + b"\n")
+            stdin.flush()
+
+    def _listen(
+        self, number: int, events: queue.SimpleQueue[tuple[int, dict[str, Any] | None]]
+    ) -> None:
+        stdout: Any = self._process.stdout
+        for line in stdout:
+            with suppress(ValueError):
+                events.put((number, json.loads(line)))
+        self._process.wait()
+        events.put((number, None))
+
+    def death(self) -> ConversionError:
+        """Says why the worker died without an answer."""
+        code = self._process.wait()
+        if code == -signal.SIGKILL:
+            return ConversionError(
+                "a worker was killed, most likely because memory ran out",
+                remedy="close other programs, or pass --jobs 1",
+            )
+        self._talk.seek(0)
+        lines = self._talk.read().decode(errors="replace").splitlines()[-_TAIL_LINES:]
+        how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
+        return ConversionError(
+            f"a worker died {how}; its last words:\n  " + "\n  ".join(lines),
+            remedy="report it with these lines and the versions",
+        )
+
+    def end(self) -> None:
+        """Ends the process if it still runs, and waits until it is gone."""
+        self._process.kill()
+        self._process.wait()
+        self._listener.join()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream:
+                with suppress(OSError):
+                    stream.close()
+        self._talk.close()
+
+
+def _error(told: Mapping[str, Any]) -> EdgezooError:
+    kind = getattr(errors, told["kind"], ConversionError)
+    error: EdgezooError = kind(told["message"], remedy=told["remedy"])
+    return error
+
+
+def _available_bytes() -> int:
+    """Returns the memory that is free for us: the machine's, and the control group's."""
+    free = [1 << 62]
+    with suppress(OSError, ValueError, StopIteration):
+        with open("/proc/meminfo", encoding="ascii") as f:  # noqa: PTH123
+            line = next(line for line in f if line.startswith("MemAvailable"))
+        free.append(1024 * int(line.split()[1]))
+    with suppress(OSError, ValueError):
+        with open("/sys/fs/cgroup/memory.max", encoding="ascii") as f:  # noqa: PTH123
+            limit = int(f.read())
+        with open("/sys/fs/cgroup/memory.current", encoding="ascii") as f:  # noqa: PTH123
+            free.append(limit - int(f.read()))
+    return min(free)

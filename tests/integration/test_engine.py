@@ -1,0 +1,358 @@
+"""The streaming engine against litert-torch's own path: the same graph, the same bits."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from dataclasses import dataclass
+from typing import Any
+
+import engines
+import numpy as np
+import pytest
+import same_graph
+import torch
+from litert_torch._convert.interface import Converter
+from safetensors.torch import load_file
+
+from edgezoo_core import authoring, model, recipe, zoo
+from edgezoo_core.conversion import shallow, tracing
+from edgezoo_core.runtime import Session
+from edgezoo_core.shapes import SignatureOptions
+
+MIXED = """
+default = "dynamic_int8"
+embedding = "weight_only_int8"
+lm_head = "{head}"
+feedforward = "dynamic_int4_block32"
+o = "none"
+[layers.-1]
+attention = "dynamic_int4"
+down = "dynamic_int4_block64"
+[layers.2]
+qkv = "fp16"
+"""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, its source, the shapes to export, and the recipes to try on it."""
+
+    family: str
+    config: dict[str, Any]
+    dtype: torch.dtype
+    options: SignatureOptions
+    recipes: tuple[str, ...]
+    layout: str = "plain"
+
+
+#: Six layers are stamped, three are traced whole. All recipes, layouts and masks are in here.
+CASES = {
+    "llama-sharded-bf16": Case(
+        "tinyllama",
+        {"num_hidden_layers": 6},
+        torch.bfloat16,
+        SignatureOptions((4, 16), 64, "transposed", True),
+        ("none", "dynamic_int8", "dynamic_int4_block32", "mixed"),
+        "sharded",
+    ),
+    "gemma-kaggle-f16": Case(
+        "gemma",
+        {"num_hidden_layers": 6, "head_dim": 32},
+        torch.float16,
+        SignatureOptions((8,), 64, "default", False),
+        ("fp16", "dynamic_int8_linear", "dynamic_int4_block128", "mixed"),
+        "kaggle",
+    ),
+    "phi-f32": Case(
+        "phi2",
+        {"num_hidden_layers": 6},
+        torch.float32,
+        SignatureOptions((8,), 64, "transposed", False),
+        ("weight_only_int8", "dynamic_int8", "mixed"),
+    ),
+    "llama-tied-biased-bf16": Case(
+        "tinyllama",
+        {
+            "num_hidden_layers": 3,
+            "tie_word_embeddings": True,
+            "attention_bias": True,
+            "mlp_bias": True,
+        },
+        torch.bfloat16,
+        SignatureOptions((8,), 64, "default", True),
+        ("dynamic_int8_linear", "mixed"),
+    ),
+    "gemma-untied-f32": Case(
+        "gemma",
+        {"num_hidden_layers": 3, "head_dim": 32, "tie_word_embeddings": False},
+        torch.float32,
+        SignatureOptions((8,), 64, "transposed", True),
+        ("none", "weight_only_int8"),
+    ),
+}
+PAIRS = [(name, chosen) for name, case in CASES.items() for chosen in case.recipes]
+
+
+@pytest.fixture(scope="module")
+def traced(save_model, tmp_path_factory):
+    made: dict[str, engines.Both] = {}
+
+    def trace(name):
+        if name not in made:
+            case = CASES[name]
+            saved = save_model(case.family, case.dtype, **case.config)
+            folder = LAYOUTS[case.layout](saved, tmp_path_factory.mktemp(name))
+            made[name] = engines.of_folder(folder, case.options, tmp_path_factory.mktemp("files"))
+        return made[name]
+
+    return trace
+
+
+def plain(saved, folder):
+    return saved.folder
+
+
+def sharded(saved, folder):
+    saved.reference.to(torch.bfloat16).save_pretrained(folder, max_shard_size="400KB")
+    assert len(list(folder.glob("model-*.safetensors"))) > 3
+    return folder
+
+
+def kaggle(saved, folder):
+    """Gemma as Kaggle lays it out: a PyTorch file, q, k and v fused, the head left out."""
+    tensors = load_file(saved.folder / "model.safetensors")
+    tensors["embedder.weight"] = tensors.pop("model.embed_tokens.weight")
+    tensors["freqs_cis"] = torch.polar(torch.ones(64, 8), torch.ones(64, 8))
+    for layer in range(saved.reference.config.num_hidden_layers):
+        prefix = f"model.layers.{layer}.self_attn"
+        parts = [tensors.pop(f"{prefix}.{p}_proj.weight") for p in "qkv"]
+        tensors[f"{prefix}.qkv_proj.weight"] = torch.cat(parts)
+    torch.save({"model_state_dict": tensors}, folder / "gemma.ckpt")
+    shutil.copy(saved.folder / "config.json", folder)
+    return folder
+
+
+LAYOUTS = {"plain": plain, "sharded": sharded, "kaggle": kaggle}
+
+
+def plan_of(both, name, folder):
+    if name != "mixed":
+        return recipe.meet(recipe.resolve(name), both.module, "test")
+    path = folder / "mixed.toml"
+    # A tied matrix may be stored in two ways, but a file's own check knows it by one.
+    tied = both.module.lm_head.weight is both.module.tok_embedding.weight
+    path.write_text(MIXED.format(head="weight_only_int8" if tied else "fp16"))
+    return recipe.meet(recipe.resolve(str(path)), both.module, "test")
+
+
+def conversation(path):
+    """Logits of a prompt and of each token after it."""
+    session = Session(path, num_threads=1)
+    first = session.feed([5, 6, 7, 8, 9, 10, 11, 12, 13, 14])
+    return np.stack([first, *(session.feed([token]) for token in (31, 4, 159, 26))])
+
+
+def test_cases_cover_everything():
+    cases = CASES.values()
+    assert {r for c in cases for r in c.recipes} == {*recipe.RECIPES, "mixed"}
+    assert {c.family for c in cases if c.config["num_hidden_layers"] > shallow.SHALLOW} == {
+        "gemma",
+        "tinyllama",
+        "phi2",
+    }
+    layouts = {(c.options.kv_layout, c.options.mask_as_input) for c in cases}
+    assert len(layouts) == 4
+    assert {c.dtype for c in cases} == {torch.bfloat16, torch.float16, torch.float32}
+
+
+@pytest.mark.parametrize(("name", "chosen"), PAIRS)
+def test_same_file_as_litert_torch(name, chosen, traced, tmp_path):
+    both = traced(name)
+    is_stamped = CASES[name].config["num_hidden_layers"] > shallow.SHALLOW
+    assert [t.block_scope is not None for t in both.traced] == [is_stamped] * len(both.traced)
+    plan = plan_of(both, chosen, tmp_path)
+    streamed, expected = both.streamed(plan), both.expected(plan)
+    assert same_graph.differences(streamed, expected) == []
+    found, wanted = conversation(streamed), conversation(expected)
+    assert np.isfinite(wanted).all()
+    assert wanted.std() > 0.1
+    assert found.tobytes() == wanted.tobytes(), np.abs(found - wanted).max()
+
+
+def test_same_graph_sees_a_difference(traced, tmp_path):
+    both = traced("llama-sharded-bf16")
+    streamed = both.streamed(plan_of(both, "dynamic_int8", tmp_path))
+    damaged = bytearray(streamed.read_bytes())
+    damaged[-20] ^= 1  # a weight of the last matrix
+    path = tmp_path / "damaged.tflite"
+    path.write_bytes(damaged)
+    assert same_graph.differences(path, streamed) != []
+    assert same_graph.differences(path, both.expected(plan_of(both, "fp16", tmp_path))) != []
+
+
+def test_same_file_as_the_plain_path_of_litert_torch(traced, tmp_path):
+    both = traced("llama-tied-biased-bf16")
+    converter = Converter()
+    for signature in both.signatures_of(both.module):
+        converter.add_signature(signature.name, signature.module, sample_kwargs=signature.inputs)
+    expected = tmp_path / "plain.tflite"
+    converter.convert(lightweight_conversion=False).export(str(expected))
+    streamed = both.streamed(plan_of(both, "none", tmp_path))
+    assert same_graph.differences(streamed, expected) == []
+    assert conversation(streamed).tobytes() == conversation(expected).tobytes()
+
+
+@pytest.mark.parametrize("name", ["llama-sharded-bf16", "gemma-kaggle-f16", "phi-f32"])
+def test_stamped_graph_equals_the_fully_traced_one(name, traced, tmp_path):
+    both = traced(name)
+    last = len(both.traced) - 1
+    full = tracing.trace_model(
+        both.make().module, both.signatures_of, lambda index: index == last, may_stamp=False
+    )
+    assert [(t.name, t.block_scope) for t in full] == [("decode", None)]
+    plan = plan_of(both, "none", tmp_path)
+    assert len(full[0].graph(6).main.operators) == len(both.traced[last].graph(6).main.operators)
+    stamped = both.streamed(plan, both.traced[last:])
+    assert same_graph.differences(stamped, both.streamed(plan, full)) == []
+
+
+def test_stamps_of_any_depth(traced, tmp_path):
+    # From one trace of four blocks; what another depth needs is in its names alone.
+    decode = traced("llama-sharded-bf16").traced[-1]
+    sizes = {depth: len(decode.graph(depth).main.operators) for depth in (5, 6, 40)}
+    block = sizes[6] - sizes[5]
+    assert sizes[40] - sizes[6] == 34 * block
+    graph = decode.graph(40)
+    inputs = {e.name.decode() for e in graph.signature.inputs}
+    assert {f"args_2_kv_cache_k_{i}" for i in range(40)} <= {n for n in inputs} or {
+        f"kv_cache_k_{i}" for i in range(40)
+    } <= inputs
+    layers = {c.parameter for c in graph.constants.values() if ".ff.w1.weight" in c.parameter}
+    assert layers == {f"transformer_blocks.{i}.ff.w1.weight" for i in range(40)}
+
+
+def uniform(layers=6, **changed):
+    """A small Llama-like decoder of equal blocks, on meta."""
+    norm = authoring.layers.NormalizationConfig(authoring.layers.NormalizationType.RMS_NORM)
+    block = authoring.layers.TransformerBlockConfig(
+        attn_config=authoring.layers.AttentionConfig(
+            num_heads=4,
+            head_dim=32,
+            num_query_groups=2,
+            rotary_percentage=1.0,
+            qkv_transpose_before_split=True,
+        ),
+        ff_config=authoring.layers.FeedForwardConfig(
+            authoring.layers.FeedForwardType.GATED,
+            authoring.layers.ActivationConfig(authoring.layers.ActivationType.SILU),
+            intermediate_size=256,
+        ),
+        pre_attention_norm_config=norm,
+        post_attention_norm_config=norm,
+    )
+    config = authoring.layers.ModelConfig(
+        vocab_size=384,
+        num_layers=layers,
+        max_seq_len=64,
+        embedding_dim=128,
+        block_configs=[copy.deepcopy(block) for _ in range(layers)],
+        final_norm_config=norm,
+    )
+    return config
+
+
+class OwnForward(authoring.DecoderOnlyModel):
+    """Reads its blocks in another order."""
+
+    def _forward_with_embeds(self, input_embeds, *rest):
+        return super()._forward_with_embeds(2 * input_embeds, *rest)
+
+
+def another_activation():
+    config = uniform()
+    config.block_configs[2].ff_config.activation.type = authoring.layers.ActivationType.GELU
+    return authoring.decoder(config)
+
+
+def another_attribute():
+    module = authoring.decoder(uniform())
+    module.transformer_blocks[3].pre_atten_norm.eps = 0.5
+    return module
+
+
+def another_buffer():
+    module = authoring.decoder(uniform())
+    for number, block in enumerate(module.transformer_blocks):
+        block.register_buffer("gain", torch.tensor([1.0 + (number == 4)]))
+    return module
+
+
+def own_forward():
+    return authoring.decoder(uniform(), OwnForward)
+
+
+def hooked():
+    module = authoring.decoder(uniform())
+    module.transformer_blocks[2].ff.register_forward_hook(lambda m, a, result: 2 * result)
+    return module
+
+
+def patched():
+    module = authoring.decoder(uniform())
+    feedforward = module.transformer_blocks[2].ff
+    original = feedforward.forward
+    feedforward.forward = lambda x: 2 * original(x)
+    return module
+
+
+def few_layers():
+    return authoring.decoder(uniform(4))
+
+
+def test_equal_blocks_are_stamped():
+    assert shallow.is_uniform(authoring.decoder(uniform()))
+
+
+NOT_UNIFORM = [
+    another_activation,
+    another_attribute,
+    another_buffer,
+    own_forward,
+    hooked,
+    patched,
+    few_layers,
+]
+
+
+@pytest.mark.parametrize("make", NOT_UNIFORM)
+def test_unequal_blocks_are_not_stamped(make):
+    assert not shallow.is_uniform(make())
+
+
+def decode_only(module):
+    from edgezoo_core import defaults
+
+    module.build_mask_cache(0)
+    return defaults.signatures(module, SignatureOptions((4,), 32))[-1:]
+
+
+@pytest.mark.parametrize("make", [another_attribute, hooked])
+def test_unequal_blocks_convert_right(make, tmp_path):
+    both = engines.of_module(make, decode_only, tmp_path)
+    assert both.traced[0].block_scope is None
+    both.compare(recipe.meet(recipe.resolve("dynamic_int8"), both.module, "test"))
+
+
+def test_second_interpreter_agrees(traced, tmp_path):
+    from tensorflow import lite
+
+    both = traced("phi-f32")
+    for chosen in ("none", "dynamic_int8"):
+        path = both.streamed(plan_of(both, chosen, tmp_path))
+        with pytest.warns(UserWarning, match="deprecated"):
+            second = engines.outputs(path, lite.Interpreter)
+        logits, expected = second["decode logits"], engines.outputs(path)["decode logits"]
+        error = np.linalg.norm(logits - expected) / np.linalg.norm(expected)
+        print(f"{chosen}: relative error {error:.1e}, allowed 1e-4")
+        assert error < 1e-4
