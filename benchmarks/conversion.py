@@ -3,7 +3,7 @@
     python benchmarks/conversion.py --model tinyllama [--model phi-2 ...] [--rounds N]
         [--folder DIR] [--limit-gib 22] [--json FILE] [CONVERTER[:6] ...]
 
-All converters of CONVERTERS run unless some are named; `--model tiny` tries the script. `edgezoo-1`
+All CONVERTERS and `edgezoo-2:6` run unless some are named; `--model tiny` tries it out. `edgezoo-1`
 and `-2` start with an empty cache and take one job or two, `-warm` repeats a conversion, `-recipe`
 takes another recipe of a model whose trace is cached, `-litert` takes `--engine litert`.
 `litert-torch` is what its own examples do, `-light` the same with lightweight_conversion. `floor`
@@ -12,9 +12,11 @@ a converter makes six prefill signatures, otherwise one. All have the same cache
 
 Converters take turns, every other round backwards, each with the checkpoint read beforehand. The
 tree of processes is watched from outside: RSS every 10 ms; PSS, which counts a shared page once,
-every 50 ms and whenever RSS has grown by 2 %, unless reading it takes long. A run whose PSS passes
-the limit, or that leaves the machine without memory, is killed and not repeated. The table has
-medians; ratios are to litert-torch with the same signatures. --folder keeps checkpoints.
+every 50 ms (less often where reading takes long) and whenever RSS has grown by 2 %. Run it alone:
+other processes with the same libraries take their share of PSS, and an edgezoo that is edited
+meanwhile does not find its cache. A run whose PSS passes the limit, or that leaves the machine
+without memory, is killed and not repeated. The table has medians; ratios are to litert-torch with
+the same signatures. --folder keeps checkpoints.
 """
 
 from __future__ import annotations
@@ -258,10 +260,13 @@ def watch(
                 sample |= {"pss_bytes": pss, "anonymous_bytes": anonymous}
                 next_pss = now + max(0.05, 10 * (time.perf_counter() - now))
                 seen_rss = max(rss, seen_rss)
-                if pss > limit or memory(["."], "meminfo", "MemAvailable")[0] < SPARE_BYTES:
-                    took["outcome"] = f"killed at {pss / 2**30:.1f} GiB after {now - began:.0f} s"
-                    break
+                if pss > limit:
+                    took["outcome"] = f"killed at {limit / 2**30:g} GiB after {now - began:.0f} s"
+                elif memory(["."], "meminfo", "MemAvailable")[0] < SPARE_BYTES:
+                    took["outcome"] = f"killed after {now - began:.0f} s: no memory is left"
             took |= {name: max(value, took[name]) for name, value in sample.items()}
+            if took["outcome"]:
+                break
             time.sleep(0.01)
         took["wall_s"] = time.perf_counter() - began
     finally:
@@ -274,6 +279,8 @@ def watch(
         last = (logs / "stderr").read_text().strip().splitlines()[-2:]
         took["outcome"] = f"failed ({os.waitstatus_to_exitcode(ended[1])}): {' '.join(last)}"
     took["cpu_s"] = ended[2].ru_utime + ended[2].ru_stime
+    took["largest_process_bytes"] = 1024 * ended[2].ru_maxrss  # the kernel's own peak
+    took["file_bytes"] = 0
     return took
 
 
@@ -300,7 +307,10 @@ def run(name: str, source: Path, work: Path, limit: int) -> dict[str, Any]:
         if converter in ("edgezoo-warm", "edgezoo-recipe"):
             if not (filled := work / f"cache{variant}").exists():
                 first = command_of(f"edgezoo-2:{variant}", source, output)
-                watch(first, {**environment, "EDGEZOO_CACHE": str(filled)}, folder, limit)
+                took = watch(first, {**environment, "EDGEZOO_CACHE": str(filled)}, folder, limit)
+                if took["outcome"]:
+                    shutil.rmtree(filled, ignore_errors=True)
+                    return took
                 shutil.rmtree(output)
                 output.mkdir()
             shutil.copytree(filled, cache)
@@ -394,7 +404,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     every = [f"{c}:{v}".rstrip(":") for v in PREFILL for c in CONVERTERS]
-    parser.add_argument("converters", nargs="*", metavar="CONVERTER", default=list(CONVERTERS))
+    usual = [*CONVERTERS, "edgezoo-2:6"]
+    parser.add_argument("converters", nargs="*", metavar="CONVERTER", default=usual)
     parser.add_argument("--model", action="append", choices=MODELS, required=True)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--folder", type=Path)

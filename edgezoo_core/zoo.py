@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
-import resource
 import shutil
-import sys
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -16,19 +13,19 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from edgezoo_core import artifact, compiler, hub, plugins, targets
+from edgezoo_core import artifact, compiler, hub
 from edgezoo_core import checkpoint as checkpoints
 from edgezoo_core import recipe as recipes
 from edgezoo_core.artifact import Artifact
-from edgezoo_core.cards import HUB_REPO
-from edgezoo_core.checkpoint import Checkpoint, SourceFile
+from edgezoo_core.checkpoint import SourceFile
 from edgezoo_core.compiler import workers
 from edgezoo_core.compiler.job import Job
-from edgezoo_core.errors import ArtifactError, CacheError, ConversionError, TargetError
+from edgezoo_core.errors import CacheError, ConversionError
 from edgezoo_core.plugins import Plugin
 from edgezoo_core.shapes import Shapes, SignatureOptions
-from edgezoo_core.targets import Target
-from edgezoo_core.types import Model, Progress, silent
+from edgezoo_core.sources import Source, obtain, open_adapters
+from edgezoo_core.stopwatch import Stopwatch, peak_memory_bytes
+from edgezoo_core.types import Progress, silent
 
 if TYPE_CHECKING:
     from edgezoo_core.adapter_merging import AdapterSet
@@ -50,27 +47,6 @@ VERSIONED = (
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """A target whose files are here and whose family is known.
-
-    Attributes:
-        target: What the user named.
-        plugin: The family's plugin; not imported.
-        model: The first argument of every hook.
-        checkpoint: The files.
-        config: config.json, or the card's in its place.
-        commit: The hub's commit, None for a folder.
-    """
-
-    target: Target
-    plugin: Plugin
-    model: Model
-    checkpoint: Checkpoint
-    config: Mapping[str, Any]
-    commit: str | None
-
-
-@dataclass(frozen=True, slots=True)
 class Conversion:
     """What a conversion gave and cost.
 
@@ -86,56 +62,6 @@ class Conversion:
     seconds: Mapping[str, float]
     peak_memory_bytes: Mapping[str, int]
     from_cache: Sequence[str]
-
-
-def obtain(
-    text: str,
-    *,
-    revision: str | None = None,
-    family: str | None = None,
-    card: str | None = None,
-    progress: Progress = silent,
-) -> Source:
-    """Turns a TARGET into local files and the plugin that converts them.
-
-    Args:
-        text: A model id, `org/name[@revision]`, or a folder (begins with `.`, `/` or `~`).
-        revision: Branch, tag or commit of the repo.
-        family: Chooses between families that claim one architecture.
-        card: Id of the card that describes the files, where they have no config.json.
-        progress: Told of each stage.
-
-    Raises:
-        EdgezooError: The target, its files, or its plugin will not do.
-    """
-    found = plugins.discover()
-    target = targets.parse(text, found, revision=revision, card=card)
-    commit = None
-    if target.folder:
-        checkpoint = checkpoints.open_folder(target.folder)
-        fields = checkpoint.config
-    else:
-        # The config first: what it rules out is told before any weight is downloaded.
-        texts = hub.pull_texts(str(target.repo), target.revision, progress=progress)
-        commit = texts.commit
-        fields = checkpoints.read_config(texts.folder)
-    plugin = targets.choose_family(target, fields, found, family=family)
-    config = fields or (target.card.config if target.card else None)
-    if config is None:
-        raise TargetError(
-            f"{target} has no config.json, and no card stands in for it",
-            remedy="add config.json, or pass --card MODEL (see `edgezoo list`)",
-        )
-    card_id = target.card.id if target.card and _owns(plugin, target.card.id) else None
-    name = str(target.folder) if target.folder else f"{target.repo}@{commit}"
-    described = Model(plugin.family, card_id, name)
-    if commit:
-        snapshot = hub.cached(str(target.repo), commit)
-        if snapshot is None:
-            _examine(described, config, texts.folder, progress)
-            snapshot = hub.pull(str(target.repo), commit, progress=progress)
-        checkpoint = checkpoints.open_folder(snapshot.folder, name)
-    return Source(target, plugin, described, checkpoint, config, commit)
 
 
 def convert(
@@ -175,20 +101,12 @@ def convert(
     Raises:
         EdgezooError: Something is in the way; nothing that was there before is lost.
     """
-    watch = _Stopwatch(progress)
+    watch = Stopwatch(progress)
     asked = recipes.resolve(recipe) if recipe else None
     source = obtain(text, revision=revision, family=family, card=card, progress=watch)
     card_default = source.target.card.default_recipe if source.target.card else recipes.DEFAULT
-    base = source.target.card.signatures if source.target.card else SignatureOptions()
-    job = Job(
-        source.model,
-        source.config,
-        source.checkpoint.folder,
-        base,
-        shapes or Shapes(),
-        asked or recipes.resolve(card_default),
-    )
-    guess = job.shapes.kv_cache_length or base.kv_cache_length
+    job = source.job(asked or recipes.resolve(card_default), shapes or Shapes())
+    guess = job.shapes.kv_cache_length or job.base.kv_cache_length
     if not force:
         artifact.refuse_existing(_output_path(output, source.target.name, job.recipe.name, guess))
     bound = open_adapters(adapters, source, watch) if adapters else None
@@ -237,7 +155,7 @@ def _by_streaming(
     force: bool,
     jobs: int | None,
     use_cache: bool,
-    watch: _Stopwatch,
+    watch: Stopwatch,
 ) -> _Made:
     count = jobs or workers.default_jobs()
     with ExitStack() as stack:
@@ -276,7 +194,7 @@ def _by_streaming(
 
 
 def _compile(
-    job: Job, source: Source, stack: ExitStack, jobs: int, use_cache: bool, watch: _Stopwatch
+    job: Job, source: Source, stack: ExitStack, jobs: int, use_cache: bool, watch: Stopwatch
 ) -> compiler.Compiled:
     """Compiles with the user's cache or, where that cannot be written, without."""
     watch("looking into the cache")
@@ -310,7 +228,7 @@ def _by_litert(
     force: bool,
     jobs: int | None,
     use_cache: bool,
-    watch: _Stopwatch,
+    watch: Stopwatch,
 ) -> _Made:
     if adapters:
         raise ConversionError(
@@ -336,107 +254,27 @@ def _by_litert(
     )  # fmt: skip
 
 
-def open_adapters(texts: Sequence[str], source: Source, progress: Progress) -> AdapterSet:
-    """Opens adapters and finds the tensor of the checkpoint for each of their parts.
+def author(source: Source, *, is_compared: bool, progress: Progress = silent) -> Mapping[str, Any]:
+    """Builds the re-authored model, loads it, and runs it on sample tokens, in a worker.
 
     Args:
-        texts: A folder or `org/name[@revision]` each, with `=WEIGHT` behind it if not 1.
-        source: What they are merged into.
+        source: What to build.
+        is_compared: Whether transformers' own model runs on the same tokens.
         progress: Told of each stage.
 
-    Raises:
-        TargetError: A weight is no number.
-        CheckpointError: An adapter cannot be obtained, read, merged exactly, or does not fit.
+    Returns:
+        `config` (text), `parameters` by part, `logits_shape`, `largest` logit, and `difference`
+        (see `edgezoo_core.parity.Difference`, None unless compared).
     """
-    progress("reading the adapters")
-    from edgezoo_core import adapter_merging, adapters
-
-    opened = []
-    for text in texts:
-        name, _, weight = text.partition("=")
-        try:
-            factor = float(weight or 1)
-        except ValueError as e:
-            raise TargetError(
-                f"--adapter {text}: {weight!r} is no number", remedy="write FOLDER=0.5, say"
-            ) from e
-        folder = Path(name).expanduser()
-        described = str(folder)
-        if not folder.is_dir():
-            snapshot = hub.pull_adapter(name, progress=progress)
-            folder, described = snapshot.folder, f"{name.partition('@')[0]}@{snapshot.commit}"
-        opened.append(adapters.open_adapter(folder, factor, described))
-    return adapter_merging.bind_adapters(
-        opened,
-        {n: t.shape for n, t in source.checkpoint.tensors.items()},
-        source=source.model.source,
-        tied=source.config.get("tie_word_embeddings"),
-    )
-
-
-def text_folder(converted: Artifact, progress: Progress = silent) -> Path:
-    """Returns the folder with the tokenizer of an artifact's source.
-
-    Raises:
-        ArtifactError: There is no manifest, or the folder is gone.
-        CheckpointError: The hub's copy cannot be had.
-    """
-    if converted.manifest is None:
-        raise ArtifactError(
-            f"{converted.path} has no manifest that names its source",
-            remedy="pass --tokenizer with a folder or a hub repo",
-        )
-    origin = converted.manifest["checkpoint"]
-    if origin["repo"]:
-        return hub.pull_texts(origin["repo"], origin["commit"], progress=progress).folder
-    folder = Path(origin["folder"])
-    if not folder.is_dir():
-        raise ArtifactError(
-            f"{folder}, from which {converted.path.name} was made, is gone",
-            remedy="pass --tokenizer with a folder or a hub repo",
-        )
-    return folder
-
-
-def tokenizer_folder(text: str, progress: Progress = silent) -> Path:
-    """Returns the folder of a tokenizer that the user named: a folder, or a hub repo.
-
-    Raises:
-        TargetError: It is neither.
-        CheckpointError: The hub's copy cannot be had.
-    """
-    folder = Path(text).expanduser()
-    if folder.is_dir():
-        return folder
-    repo, _, revision = text.partition("@")
-    if not HUB_REPO.fullmatch(repo):
-        raise TargetError(
-            f"{text} is neither a folder nor a hub repo", remedy="write a path, or org/name"
-        )
-    return hub.pull_texts(repo, revision or "main", progress=progress).folder
+    job = source.job(recipes.resolve("none"), Shapes())
+    request = {"job": job.to_json(), "is_compared": is_compared}
+    return workers.run("author", [request], progress)[0].result
 
 
 def versions(plugin: Plugin) -> dict[str, str]:
     """Returns the versions of the distributions that shape an artifact."""
     found = {name: metadata.version(name) for name in VERSIONED}
     return {**found, plugin.distribution: plugin.version}
-
-
-def peak_memory_bytes() -> int:
-    """Returns the largest resident size that this process has had."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _owns(plugin: Plugin, model_id: str) -> bool:
-    return plugin.card is not None and model_id in plugin.card.models
-
-
-def _examine(described: Model, config: Mapping[str, Any], folder: Path, progress: Progress) -> None:
-    """Says what a config rules out, before any weight is downloaded."""
-    progress("reading the config")
-    job = Job(described, config, folder, SignatureOptions(), Shapes(), recipes.resolve("none"))
-    workers.run("examine", [{"job": job.to_json()}], progress)
 
 
 def _output_path(output: Path, name: str, recipe: str, kv_cache_length: int) -> Path:
@@ -477,28 +315,3 @@ def _describe_source(source: Source, files: Sequence[SourceFile]) -> dict[str, A
             "files": [asdict(f) for f in files],
         },
     }
-
-
-class _Stopwatch:
-    """Times the stages that pass through it."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._seconds: dict[str, float] = {}
-        self._stage: str | None = None
-        self._began = time.perf_counter()
-
-    def __call__(self, stage: str) -> None:
-        self.finish()
-        self._stage, self._began = stage, time.perf_counter()
-        self._progress(stage)
-
-    def advance(self, done_bytes: int, total_bytes: int) -> None:
-        self._progress.advance(done_bytes, total_bytes)
-
-    def finish(self) -> dict[str, float]:
-        if self._stage:
-            elapsed = time.perf_counter() - self._began
-            self._seconds[self._stage] = self._seconds.get(self._stage, 0) + elapsed
-            self._stage = None
-        return self._seconds

@@ -14,7 +14,7 @@ import torch
 from ai_edge_litert.interpreter import Interpreter
 from safetensors.torch import save_file
 
-from edgezoo_core import model, zoo
+from edgezoo_core import model, sources
 from edgezoo_core.checkpoint import Checkpoint, open_folder
 from edgezoo_core.conversion import litert, quantization, skeleton, streaming, tracing
 from edgezoo_core.mapping import MappedTensor
@@ -89,16 +89,19 @@ class Both:
 
 def of_folder(folder: Path, options: SignatureOptions, scratch: Path) -> Both:
     """Traces the model in a folder, of a family that is installed."""
-    source = zoo.obtain(str(folder))
+    source = sources.obtain(str(folder))
 
     def make() -> model.AuthoredModel:
         authored = source.author()
         model.prepare(authored, options)
         return authored
 
-    return Both(
-        make, source.checkpoint, lambda m: source.plugin.signatures(source.model, m, options), scratch
-    )
+    plugin = source.load()
+
+    def signatures_of(module: Any) -> Any:
+        return plugin.signatures(source.model, module, options)
+
+    return Both(make, source.checkpoint, signatures_of, scratch)
 
 
 def of_module(
@@ -112,7 +115,9 @@ def of_module(
     def authored() -> model.AuthoredModel:
         module = make()
         weights = mapped(module, checkpoint)
-        return model.AuthoredModel(Model("test", None, "test"), module, weights, {}, ())
+        return model.AuthoredModel(
+            Model("test", None, "test"), module, weights, {}, config_account={}, warnings=()
+        )
 
     return Both(authored, checkpoint, signatures_of, scratch)
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import pprint
-from dataclasses import asdict
-from typing import Any
-
 import click
 
 from edgezoo_core.cli.console import working
@@ -36,39 +32,32 @@ def author_command(
 ) -> None:
     """Build the re-authored model of TARGET, load it, and run it on sample tokens."""
     with working(verbose=verbose) as stages:
-        stages("importing the libraries")
-        from edgezoo_core import parity, zoo
-        from edgezoo_core.model import materialize
+        from edgezoo_core import sources, zoo
 
-        source = zoo.obtain(target, revision=revision, family=family, card=card, progress=stages)
-        stages("building the model")
-        module: Any = materialize(source.author(), stages)
-        stages("running sample tokens")
-        tokens = parity.sample_tokens(module.config.vocab_size)
-        logits = parity.run(module, tokens)
-        difference = None
-        if compare:
-            stages("running transformers on the same tokens")
-            difference = parity.compare(source.checkpoint, logits, tokens)
+        source = sources.obtain(
+            target, revision=revision, family=family, card=card, progress=stages
+        )
+        authored = zoo.author(source, is_compared=compare, progress=stages)
         stages.done()
-    parts = parity.parameters_by_part(module)
+    parts, difference = authored["parameters"], authored["difference"]
     if as_json:
         print_json(
             {
                 "source": source.model.source,
                 "family": source.model.family,
-                "parameters": dict(parts),
-                "logits_shape": list(logits.shape),
-                "difference": asdict(difference) if difference else None,
+                "parameters": parts,
+                "logits_shape": authored["logits_shape"],
+                "difference": difference,
             }
         )
         return
-    click.echo(pprint.pformat(module.config, width=100))
+    click.echo(authored["config"])
     rows = [(part, f"{count:,}") for part, count in parts.items()]
     click.echo(table([*rows, ("total", f"{sum(parts.values()):,}")], ("PART", "PARAMETERS")))
-    click.echo(f"logits          {list(logits.shape)}, largest {logits.abs().max():.4g}")
+    click.echo(f"logits          {authored['logits_shape']}, largest {authored['largest']:.4g}")
     if difference:
         click.echo(
-            f"transformers    largest difference {difference.largest:.3g} of"
-            f" {difference.scale:.4g}, same choice at {difference.same_choice:.0%} of positions"
+            f"transformers    largest difference {difference['largest']:.3g} of"
+            f" {difference['scale']:.4g},"
+            f" same choice at {difference['same_choice']:.0%} of positions"
         )

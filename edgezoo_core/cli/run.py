@@ -50,15 +50,15 @@ def run_command(
     """Let FILE, a converted .tflite, answer a prompt with the LiteRT interpreter."""
     with working(verbose=verbose) as stages:
         stages("loading the tokenizer")
-        from edgezoo_core import artifact, zoo
+        from edgezoo_core import artifact, sources
         from edgezoo_core import tokenizer as tokenizers
         from edgezoo_core.runtime import Sampler, Session
 
         converted = artifact.read(file)
         folder = (
-            zoo.tokenizer_folder(tokenizer, stages)
+            sources.tokenizer_folder(tokenizer, stages)
             if tokenizer
-            else zoo.text_folder(converted, stages)
+            else sources.text_folder(converted, stages)
         )
         text = tokenizers.load(folder)
         stages("loading the model")

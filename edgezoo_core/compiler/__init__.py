@@ -134,7 +134,10 @@ class _Compilation:
             made = json.loads(skeleton.path(_PROGRAM).read_text(encoding="utf-8"))
         except FileNotFoundError as e:  # another process cleared the cache just now
             raise CacheError(f"{e.filename} is gone", remedy="convert once more") from e
-        options = {**about["options"], "prefill_lengths": tuple(about["options"]["prefill_lengths"])}
+        options = {
+            **about["options"],
+            "prefill_lengths": tuple(about["options"]["prefill_lengths"]),
+        }
         return Compiled(
             head,
             Program.from_json(made["program"]),
@@ -208,7 +211,9 @@ class _Compilation:
     def _title(self, options: Mapping[str, Any]) -> str:
         lengths = " ".join(str(n) for n in options["prefill_lengths"])
         name = self._job.model.card_id or Path(self._job.model.source).name
-        return f"{name} ({self._job.model.family}), prefill {lengths}, KV {options['kv_cache_length']}"
+        return (
+            f"{name} ({self._job.model.family}), prefill {lengths}, KV {options['kv_cache_length']}"
+        )
 
     def _wait(self) -> None:
         self._progress("waiting for another process that compiles the same model")
@@ -217,7 +222,10 @@ class _Compilation:
 def _parts(job: Job, plugin: Plugin, checkpoint: Checkpoint) -> dict[str, Any]:
     """Returns all that shapes a trace, but for the config."""
     return {
-        "core": {"version": edgezoo_core.__version__, "source": _digest_of(Path(__file__).parents[1])},
+        "core": {
+            "version": edgezoo_core.__version__,
+            "source": _digest_of(Path(__file__).parents[1]),
+        },
         "plugin": {
             "distribution": plugin.distribution,
             "version": plugin.version,

@@ -31,8 +31,8 @@ def import_litert_torch() -> None:
     try:
         importlib.import_module("litert_torch.generative.layers.lora")
     finally:
-        for name, module in before.items():
-            if module is None:
+        for name, found in before.items():
+            if found is None:
                 del sys.modules[name]
             else:
-                sys.modules[name] = module
+                sys.modules[name] = found

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import pprint
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +20,7 @@ from edgezoo_core.shapes import SignatureOptions, complete
 from edgezoo_core.types import LazyTensor, Progress, QuantPlan, RowSlice, WeightRule
 
 if TYPE_CHECKING:
-    from edgezoo_core.conversion.tracing import TracedSignature
+    from edgezoo_core.conversion.traced import TracedSignature
     from edgezoo_core.model import AuthoredModel
 
 #: Files of a trace and of a skeleton.
@@ -33,6 +35,35 @@ def examine(progress: Progress, job: Mapping[str, Any]) -> dict[str, Any]:
     asked = Job.from_json(job)
     model.author(_plugin(asked), asked.model, asked.config)
     return {}
+
+
+def author(progress: Progress, job: Mapping[str, Any], is_compared: bool) -> dict[str, Any]:
+    """Builds the model, loads it whole, and runs sample tokens."""
+    gc.enable()
+    progress("importing the libraries")
+    import_litert_torch()
+    from edgezoo_core import model, parity
+    from edgezoo_core.checkpoint import open_folder
+
+    asked = Job.from_json(job)
+    progress("building the model")
+    checkpoint = open_folder(asked.folder, asked.model.source)
+    authored = model.build(_plugin(asked), asked.model, checkpoint, asked.config)
+    module: Any = model.materialize(authored, progress)
+    progress("running sample tokens")
+    tokens = parity.sample_tokens(module.config.vocab_size)
+    logits = parity.run(module, tokens)
+    difference = None
+    if is_compared:
+        progress("running transformers on the same tokens")
+        difference = asdict(parity.compare(checkpoint, logits, tokens))
+    return {
+        "config": pprint.pformat(module.config, width=100),
+        "parameters": dict(parity.parameters_by_part(module)),
+        "logits_shape": list(logits.shape),
+        "largest": float(logits.abs().max()),
+        "difference": difference,
+    }
 
 
 def trace(
@@ -115,10 +146,9 @@ def skeleton(
     return {}
 
 
-def litert(
-    progress: Progress, job: Mapping[str, Any], output: str, scratch: str
-) -> dict[str, Any]:
+def litert(progress: Progress, job: Mapping[str, Any], output: str, scratch: str) -> dict[str, Any]:
     """Converts with litert-torch's own path, which holds the model in memory several times."""
+    gc.enable()
     progress("importing the libraries")
     import_litert_torch()
     from edgezoo_core import model
@@ -142,7 +172,7 @@ def litert(
 
 
 STAGES: Mapping[str, Callable[..., dict[str, Any]]] = {
-    f.__name__: f for f in (examine, trace, skeleton, litert)
+    f.__name__: f for f in (examine, author, trace, skeleton, litert)
 }
 
 

@@ -104,7 +104,7 @@ class _Worker:
     ) -> None:
         self._talk: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `end`
         # -P: a file in the folder where the user happens to be is no module of ours.
-        self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+        self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "edgezoo_core.compiler"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -12,9 +12,10 @@ from ai_edge_litert import schema_py_generated as schema
 
 from edgezoo_core.conversion.standins import StandIns, looks_derived
 from edgezoo_core.errors import ConversionError
+from edgezoo_core.types import Operator
 
 #: Operators that take their weights as second input, the only ones that are quantized.
-WEIGHT_OPERATORS = {
+WEIGHT_OPERATORS: dict[int, Operator] = {
     schema.BuiltinOperator.FULLY_CONNECTED: "FULLY_CONNECTED",
     schema.BuiltinOperator.EMBEDDING_LOOKUP: "EMBEDDING_LOOKUP",
 }
@@ -58,7 +59,8 @@ class Constant:
         match = _SPELLED.fullmatch(text)
         if not match:
             raise ConversionError(
-                f"the graph names a constant {text!r}", remedy="clear the cache: edgezoo cache clear"
+                f"the graph names a constant {text!r}",
+                remedy="clear the cache: edgezoo cache clear",
             )
         if not match[2]:
             return cls(match[1])

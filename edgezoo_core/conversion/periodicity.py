@@ -6,6 +6,7 @@ Where the proof fails, the caller traces all layers.
 from __future__ import annotations
 
 import copy
+import itertools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -52,7 +53,9 @@ def segment(graph: FloatGraph, scope: re.Pattern[str]) -> Blocks:
     if not starts:
         raise NotPeriodic("no operator is named after a block")
     current = None
-    for i in range(starts[0], starts[-1] + 1):  # in between, a nameless one belongs to its neighbour
+    for i in range(
+        starts[0], starts[-1] + 1
+    ):  # in between, a nameless one belongs to its neighbour
         current = labels[i] = labels[i] if labels[i] is not None else current
     spans = []
     for block in range(SHALLOW):
@@ -60,7 +63,7 @@ def segment(graph: FloatGraph, scope: re.Pattern[str]) -> Blocks:
         if not members or members != list(range(members[0], members[-1] + 1)):
             raise NotPeriodic(f"the operators of block {block} do not stand together")
         spans.append((members[0], members[-1] + 1))
-    if any(a[1] != b[0] for a, b in zip(spans, spans[1:], strict=False)):
+    if any(a[1] != b[0] for a, b in itertools.pairwise(spans)):
         raise NotPeriodic("the blocks do not follow each other")
     origin = {
         tensor: (block, position, output)
@@ -90,6 +93,11 @@ def prove(graph: FloatGraph, blocks: Blocks) -> None:
     for index in main.inputs:
         if index in blocks.origin:
             raise NotPeriodic("a block computes an input")
+    names = cache_names(graph)
+    for index in main.outputs:
+        block = blocks.origin.get(int(index), (LAST,))[0]
+        if block != LAST and [str(block)] != CACHE.findall(names.get(int(index), "")):
+            raise NotPeriodic(f"block {block} computes an output that is not its cache")
 
 
 def _same_moved(graph: FloatGraph, blocks: Blocks, x: int, y: int) -> bool:
@@ -156,9 +164,7 @@ def _same_operator(model: Any, a: Any, b: Any) -> bool:
     if len(a.outputs) != len(b.outputs) or not _same_fields(a.builtinOptions, b.builtinOptions):
         return False
     if isinstance(a.builtinOptions2, schema.StableHLOCompositeOptionsT):
-        x, y = (
-            model.subgraphs[o.builtinOptions2.decompositionSubgraphIndex] for o in (a, b)
-        )
+        x, y = (model.subgraphs[o.builtinOptions2.decompositionSubgraphIndex] for o in (a, b))
         left, right = copy.copy(a.builtinOptions2), copy.copy(b.builtinOptions2)
         left.decompositionSubgraphIndex = right.decompositionSubgraphIndex = 0
         return _same_fields(left, right) and _same_subgraph(model, x, y)

@@ -6,8 +6,10 @@ import copy
 import dataclasses
 import functools
 import types
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from litert_torch.generative.utilities.model_builder import DecoderOnlyModel
 
@@ -15,6 +17,7 @@ from edgezoo_core.conversion.periodicity import SHALLOW
 
 #: Attributes of torch.nn.Module that hold what is compared otherwise, or nothing that computes.
 _TORCH = frozenset(vars(torch.nn.Module()))
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
 def is_uniform(module: torch.nn.Module) -> bool:
@@ -22,13 +25,12 @@ def is_uniform(module: torch.nn.Module) -> bool:
 
     Only litert-torch's own loop over the blocks is trusted to treat them alike.
     """
-    kind = type(module)
-    if not isinstance(module, DecoderOnlyModel):
+    if not isinstance(module, DecoderOnlyModel) or not _has_stock_forward(module):
         return False
-    if kind.forward is not DecoderOnlyModel.forward:
+    if type(module.transformer_blocks) is not torch.nn.ModuleList:
         return False
-    if kind._forward_with_embeds is not DecoderOnlyModel._forward_with_embeds:
-        return False
+    if any(getattr(m, name) for m in module.modules() for name in _HOOKS):
+        return False  # a hook may know which block it is on
     blocks = list(module.transformer_blocks)
     configs = [module.config.block_config(i) for i in range(len(blocks))]
     return (
@@ -36,6 +38,7 @@ def is_uniform(module: torch.nn.Module) -> bool:
         and module.config.num_layers == len(blocks)
         and all(c == configs[0] for c in configs)
         and all(_alike(blocks[0], b) for b in blocks)
+        and not _share_parameters(module, blocks)
     )
 
 
@@ -57,6 +60,22 @@ def block_scope(module: Any) -> str:
     """Returns a block's part of the names of its operators, without its number."""
     kind = type(module.transformer_blocks[0])
     return f"{kind.__module__}.{kind.__qualname__}_"
+
+
+def _has_stock_forward(module: torch.nn.Module) -> bool:
+    names = ("__call__", "forward", "_forward_with_embeds")
+    return all(
+        getattr(type(module), name) is getattr(DecoderOnlyModel, name) and name not in vars(module)
+        for name in names
+    )
+
+
+def _share_parameters(module: torch.nn.Module, blocks: Sequence[torch.nn.Module]) -> bool:
+    """Whether a block's parameter is another block's, too, or the model's own."""
+    inside = [id(p) for b in blocks for p in b.parameters()]
+    own = dict(module.named_parameters(remove_duplicate=False))
+    outside = {id(p) for n, p in own.items() if not n.startswith("transformer_blocks.")}
+    return len(set(inside)) != len(inside) or not outside.isdisjoint(inside)
 
 
 def _alike(a: Any, b: Any) -> bool:
@@ -84,7 +103,9 @@ def _alike(a: Any, b: Any) -> bool:
             (b.__defaults__, b.__kwdefaults__, _cells(b)),
         )
     if isinstance(a, torch.Tensor):
-        return bool(torch.equal(a, b))
+        return not a.is_meta and not b.is_meta and bool(torch.equal(a, b))
+    if isinstance(a, np.ndarray):
+        return a.dtype == b.dtype and np.array_equal(a, b)
     return bool(a == b)
 
 

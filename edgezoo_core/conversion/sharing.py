@@ -24,9 +24,9 @@ class _Shared:
         return self._packed[1]
 
 
-class SharedQuantization(_Shared, schema.QuantizationParametersT):  # type: ignore[misc]
+class SharedQuantization(_Shared, schema.QuantizationParametersT):
     """Scales and zero points of a matrix, the same in every signature."""
 
 
-class SharedSubGraph(_Shared, schema.SubGraphT):  # type: ignore[misc]
+class SharedSubGraph(_Shared, schema.SubGraphT):
     """The decomposition of a composite operator, the same in every stamped layer."""

@@ -154,9 +154,7 @@ class _Stamp:
         text = self._scope.sub(
             lambda m: f"{self._scope_text}{target if int(m[1]) == source else m[1]}", name.decode()
         )
-        return CACHE.sub(
-            lambda m: str(target) if int(m[0]) == source else m[0], text
-        ).encode()
+        return CACHE.sub(lambda m: str(target) if int(m[0]) == source else m[0], text).encode()
 
     def _repeated(self, indices: Sequence[int]) -> Any:
         """Returns inputs or outputs with each run of block 2's caches followed by its copies."""

@@ -120,7 +120,8 @@ def fill(
 def plan(program: Program) -> Mapping[str, Sequence[Destination]]:
     """Turns a program around: tensor of the checkpoint -> where its rows go."""
     targets: dict[str, list[Matrix | Vector]] = {}
-    for target in (*program.matrices, *program.vectors):
+    everything: list[Matrix | Vector] = [*program.matrices, *program.vectors]
+    for target in everything:
         targets.setdefault(target.parameter, []).append(target)
     destinations: dict[str, list[Destination]] = {}
     for parameter, slices in program.sources.items():
@@ -319,7 +320,7 @@ def _bits(target: Matrix) -> int:
 
 
 def _bytes(values: Any) -> memoryview:
-    return memoryview(np.ascontiguousarray(values).reshape(-1).view(np.uint8))
+    return np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
 
 
 def _write(file: int, data: memoryview, offset: int) -> None:

@@ -155,7 +155,7 @@ def _assign(merged: MergedGraph, plan: QuantPlan) -> dict[tuple[int, int], Weigh
         if held is None:
             continue  # the product of two activations
         code = merged.model.operatorCodes[op.opcodeIndex].builtinCode
-        rule = rules.get((held.parameter, WEIGHT_OPERATORS[code]))  # type: ignore[arg-type]
+        rule = rules.get((held.parameter, WEIGHT_OPERATORS[code]))
         if rule is None:
             raise ConversionError(
                 f"recipe {plan.name} has no rule for {held.parameter} in {WEIGHT_OPERATORS[code]}",

@@ -23,8 +23,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from edgezoo_core import adapter_merging
 from edgezoo_core.adapter_merging import AdapterSet, bind_adapters
-from edgezoo_core.conversion.rows import chunks
 from edgezoo_core.adapters import EXACT_ROWS, Adapter, open_adapter
+from edgezoo_core.conversion.rows import chunks
 from edgezoo_core.errors import CheckpointError
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from edgezoo_core import zoo
+from edgezoo_core import sources, zoo
 from edgezoo_core.errors import ArtifactError
 from edgezoo_core.runtime import Session
 from edgezoo_core.shapes import Shapes
@@ -69,7 +69,7 @@ def test_authored_module_equals_transformers(converted):
     saved, _ = converted
     from edgezoo_core import model, parity
 
-    module = model.materialize(zoo.obtain(str(saved.folder)).author())
+    module = model.materialize(sources.obtain(str(saved.folder)).author())
     tokens = parity.sample_tokens(saved.reference.config.vocab_size)
     expected = saved.logits(tokens[0].tolist())
     assert_close(parity.run(module, tokens)[0].numpy(), expected, "authored module")

@@ -9,7 +9,7 @@ import pytest
 from litert_torch.generative.quantize import quant_attrs, quant_recipes
 from litert_torch.quantize.translate_recipe import quantize_model, translate_to_ai_edge_recipe
 
-from edgezoo_core import model, recipe, zoo
+from edgezoo_core import model, recipe, sources, zoo
 from edgezoo_core.conversion import graph, litert, quantization
 from edgezoo_core.errors import ConversionError, RecipeError
 from edgezoo_core.runtime import Session
@@ -35,17 +35,17 @@ class FloatFile:
         self.family = family
         self.saved = saved
         self.folder = folder
-        self.source = zoo.obtain(str(saved.folder))
+        self.source = sources.obtain(str(saved.folder))
         self.authored = self.source.author()
         self.module = model.materialize(self.authored)
         options = SignatureOptions((4, 16), 64)
-        signatures = self.source.plugin.signatures(self.source.model, self.module, options)
+        signatures = self.source.load().signatures(self.source.model, self.module, options)
         self.path = folder / "float32.tflite"
         litert.export(signatures, self.path)
 
     def plan(self, text):
         chosen = recipe.resolve(str(text))
-        return self.source.plugin.quant_recipe(self.source.model, self.module, chosen)
+        return self.source.load().quant_recipe(self.source.model, self.module, chosen)
 
     def quantized(self, text):
         output = self.folder / f"{hash(str(text))}.tflite"

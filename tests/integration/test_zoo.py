@@ -7,9 +7,9 @@ import logging
 
 import pytest
 
-from edgezoo_core import zoo
+from edgezoo_core import recipe, sources, zoo
 from edgezoo_core.errors import ArtifactError, ConversionError, TargetError
-from edgezoo_core.shapes import Shapes, SignatureOptions
+from edgezoo_core.shapes import Shapes, SignatureOptions, complete
 
 
 @pytest.fixture(scope="module")
@@ -18,8 +18,12 @@ def folder(save_model):
 
 
 def choose(folder, **shapes):
-    source = zoo.obtain(str(folder))
-    return zoo.choose_shapes(Shapes(**shapes), source, source.author())
+    source = sources.obtain(str(folder))
+    return complete(
+        Shapes(**shapes),
+        source.job(recipe.resolve("none"), Shapes()).base,
+        source.author().context_length,
+    )
 
 
 def test_default_shapes_keep_to_the_context(folder):
@@ -92,9 +96,9 @@ def test_folder_without_config_takes_the_cards(folder, tmp_path):
         if file.name != "config.json":
             (tmp_path / file.name).symlink_to(file)
     with pytest.raises(TargetError, match=r"no config\.json") as e:
-        zoo.obtain(str(tmp_path))
+        sources.obtain(str(tmp_path))
     assert "--card" in e.value.remedy
-    source = zoo.obtain(str(tmp_path), card="gemma-2b")
+    source = sources.obtain(str(tmp_path), card="gemma-2b")
     assert source.config["num_hidden_layers"] == 18
     assert source.model.card_id == "gemma-2b"
 
@@ -103,4 +107,4 @@ def test_card_of_another_architecture_is_refused(folder):
     config = json.loads((folder / "config.json").read_text())
     assert config["architectures"] == ["GemmaForCausalLM"]
     with pytest.raises(TargetError, match="but phi-2 is a PhiForCausalLM"):
-        zoo.obtain(str(folder), card="phi-2")
+        sources.obtain(str(folder), card="phi-2")
