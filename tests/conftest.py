@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
 
 # No test asks the public hub. huggingface_hub reads this when it is first imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Nor does one fill the cache of who runs it; the processes of a run share one.
+if "EDGEZOO_TESTS_CACHE" not in os.environ:
+    _CACHE = tempfile.TemporaryDirectory(prefix="edgezoo-tests-")
+    os.environ["EDGEZOO_TESTS_CACHE"] = _CACHE.name
+os.environ["EDGEZOO_CACHE"] = os.environ["EDGEZOO_TESTS_CACHE"]
 
 
 def _load_hub_server() -> ModuleType:

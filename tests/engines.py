@@ -75,7 +75,8 @@ class Both:
     def compare(self, plan: QuantPlan) -> Path:
         """Demands the same graph of both, and returns the streaming engine's file."""
         streamed, expected = self.streamed(plan), self.expected(plan)
-        assert same_graph.differences(streamed, expected) == []
+        unlike = same_graph.differences(streamed, expected)
+        assert not unlike, "\n".join(unlike)
         found, wanted = outputs(streamed), outputs(expected)
         assert found.keys() == wanted.keys()
         for name, values in wanted.items():

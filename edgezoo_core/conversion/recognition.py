@@ -16,7 +16,7 @@ import torch
 from litert_converter.mlir import ir
 
 from edgezoo_core.conversion.floatgraph import Constant, FloatGraph
-from edgezoo_core.conversion.standins import StandIns, names_of
+from edgezoo_core.conversion.standins import StandIn, StandIns, names_of
 from edgezoo_core.errors import ConversionError, listing
 from edgezoo_core.types import Signature
 
@@ -161,21 +161,34 @@ def _matrix(
         return Constant(standin.parameter)
     if len(shape) < 2 or np.prod(shape, dtype=np.int64) < _SIZABLE:
         return None
-    folded = [
-        Constant(name, operation=operation, operand=scalar)
+    folded = {
+        constant
         for name in uses
-        if (candidate := standins.by_name[name]).shape == shape
-        for scalar in sorted(numbers - {0.0, 1.0, -1.0})
-        for operation in ("*", "/")
-        if _fold(float(candidate.values()[0]), operation, scalar) == value
-    ]
-    return folded[0] if len(folded) == 1 else None
+        if standins.by_name[name].shape == shape
+        for number in numbers - {0.0, 1.0, -1.0}
+        if (constant := _folded(standins.by_name[name], number, value))
+    }
+    return folded.pop() if len(folded) == 1 else None
 
 
-def _fold(value: float, operation: str, scalar: float) -> float:
-    a, b = np.float32(value), np.float32(scalar)
+def _folded(standin: StandIn, number: float, value: float) -> Constant | None:
+    """Returns the parameter times or through a number, if that gives a value.
+
+    One value cannot always tell a quotient from a product with the reciprocal. The compiler makes
+    divisions into products before it folds them, so the product is tried first.
+    """
+    own, operand = standin.values()[0], np.float32(number)
     with np.errstate(all="ignore"):
-        return float(a * b if operation == "*" else a / b)
+        reciprocal = np.float32(1) / operand
+        results = {
+            ("*", float(operand)): own * operand,
+            ("*", float(reciprocal)): own * reciprocal,
+            ("/", float(operand)): own / operand,
+        }
+    for (operation, number), result in results.items():
+        if float(result) == value:
+            return Constant(standin.parameter, operation=operation, operand=number)
+    return None
 
 
 def numbers(module: Any, standins: StandIns) -> frozenset[float]:

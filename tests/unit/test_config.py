@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from edgezoo_core.config import CHANGES_MATHEMATICS, INERT, Config, Rope
+from edgezoo_core.config import CHANGES_MATHEMATICS, INERT, Config, Rope, is_same_reading
 from edgezoo_core.errors import ConfigError
 
 
@@ -234,3 +234,45 @@ def test_config_does_not_change_with_its_source():
     c = Config(fields, "fake")
     fields["a"] = 2
     assert c["a"] == 1
+
+
+FIELDS = {"hidden_size": 64, "vocab_size": 384, "bos_token_id": 1, "odd": 5}
+
+
+def reading(fields=FIELDS):
+    config = Config(fields, "config.json")
+    config.integer("hidden_size")
+    config.integer("num_heads", 4)
+    config.inert("odd", "says nothing")
+    return config.reading()
+
+
+@pytest.mark.parametrize(
+    ("changed", "is_same"),
+    [
+        ({}, True),
+        ({"bos_token_id": 7}, True),  # inert everywhere
+        ({"odd": 6}, True),  # inert for this author
+        ({"_name_or_path": "other/name"}, True),
+        ({"hidden_size": 65}, False),
+        ({"hidden_size": 64.0}, False),
+        ({"num_heads": 4}, False),  # was read as absent
+        ({"vocab_size": 385}, False),  # unread, but known to have been accepted as it was
+        ({"new": None}, False),
+    ],
+)
+def test_same_reading(changed, is_same):
+    assert is_same_reading(reading(), {**FIELDS, **changed}) is is_same
+
+
+def test_same_reading_of_an_author_who_looks_at_all():
+    config = Config(FIELDS, "config.json")
+    list(config)
+    assert is_same_reading(config.reading(), FIELDS)
+    assert not is_same_reading(config.reading(), {**FIELDS, "bos_token_id": 2})
+
+
+def test_same_reading_survives_json():
+    import json
+
+    assert is_same_reading(json.loads(json.dumps(reading())), FIELDS)
