@@ -66,8 +66,6 @@ def build(
         PluginError: A hook failed.
     """
     module, config, warnings = author(plugin, model, fields)
-    for warning in warnings:
-        logger.warning("%s", warning)
     names = plugin.tensor_names(model, config, frozenset(checkpoint.tensors))
     weights = plugin.load(model, module, checkpoint, names)
     mapping.check(module, weights, checkpoint)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,7 @@ from edgezoo_core.compiler import workers
 from edgezoo_core.compiler.job import Job
 from edgezoo_core.errors import CacheError, ConversionError
 from edgezoo_core.plugins import Plugin
-from edgezoo_core.shapes import Shapes, SignatureOptions
+from edgezoo_core.shapes import Shapes, SignatureOptions, complete
 from edgezoo_core.sources import Source, obtain, open_adapters
 from edgezoo_core.stopwatch import Stopwatch, peak_memory_bytes
 from edgezoo_core.types import Progress, silent
@@ -105,17 +104,22 @@ def convert(
     asked = recipes.resolve(recipe) if recipe else None
     source = obtain(text, revision=revision, family=family, card=card, progress=watch)
     card_default = source.target.card.default_recipe if source.target.card else recipes.DEFAULT
-    job = source.job(asked or recipes.resolve(card_default), shapes or Shapes())
-    guess = job.shapes.kv_cache_length or job.base.kv_cache_length
-    if not force:
-        artifact.refuse_existing(_output_path(output, source.target.name, job.recipe.name, guess))
-    bound = open_adapters(adapters, source, watch) if adapters else None
-    make = _by_litert if engine == "litert" else _by_streaming
-    made = make(job, source, bound, output, force, jobs, use_cache, watch)
+    order = _Order(
+        source.job(asked or recipes.resolve(card_default), shapes or Shapes()),
+        source,
+        open_adapters(adapters, source, watch) if adapters else None,
+        output,
+        force,
+        jobs or workers.default_jobs(),
+        use_cache,
+    )
+    # Told before any work, where the length of the cache is known without the model.
+    order.path(order.job.shapes.kv_cache_length or order.job.base.kv_cache_length)
+    made = (_by_litert if engine == "litert" else _by_streaming)(order, watch)
     manifest = {
         "schema": artifact.SCHEMA,
         **_describe_source(source, made.files),
-        **({"adapters": bound.record()} if bound else {}),
+        **({"adapters": order.adapters.record()} if order.adapters else {}),
         "config": {**made.account, "warnings": list(made.warnings)},
         "recipe": made.recipe,
         "options": asdict(made.options),
@@ -129,6 +133,29 @@ def convert(
     return Conversion(
         artifact.write_manifest(made.path, manifest), watch.finish(), peaks, made.from_cache
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """What either engine is asked for."""
+
+    job: Job
+    source: Source
+    adapters: AdapterSet | None
+    output: Path
+    force: bool
+    jobs: int
+    use_cache: bool
+
+    def path(self, kv_cache_length: int) -> Path:
+        """Returns where the file goes; it must be free unless replacing was asked for."""
+        path = self.output.expanduser().resolve()
+        if path.suffix != ".tflite":
+            name = self.source.target.name
+            path /= artifact.file_name(name, self.job.recipe.name, kv_cache_length)
+        if not self.force:
+            artifact.refuse_existing(path)
+        return path
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,71 +174,65 @@ class _Made:
     from_cache: Sequence[str]
 
 
-def _by_streaming(
-    job: Job,
-    source: Source,
-    adapters: AdapterSet | None,
-    output: Path,
-    force: bool,
-    jobs: int | None,
-    use_cache: bool,
-    watch: Stopwatch,
-) -> _Made:
-    count = jobs or workers.default_jobs()
+def _by_streaming(order: _Order, watch: Stopwatch) -> _Made:
+    checkpoint = order.source.checkpoint
     with ExitStack() as stack:
-        compiled = _compile(job, source, stack, count, use_cache, watch)
-        path = _output_path(
-            output, source.target.name, job.recipe.name, compiled.options.kv_cache_length
-        )
-        if not force:
-            artifact.refuse_existing(path)
-        _warn(compiled, source)
-        streaming = importlib.import_module("edgezoo_core.conversion.streaming")
-        checking = importlib.import_module("edgezoo_core.conversion.checking")
-        streaming.check_streamable(compiled.program, source.checkpoint)
+        compiled = _compile(order, stack, watch)
+        path = order.path(compiled.options.kv_cache_length)
+        _warn(compiled.warnings, compiled.growth_bytes, order.job.recipe.name, compiled.options)
+        from edgezoo_core.conversion import checking, streaming  # with numpy, later than a refusal
+
+        streaming.check_streamable(compiled.program, checkpoint)
         with artifact.writing(path) as (partial, _):
             watch("streaming the weights")
             _begin_file(partial, compiled)
             files = streaming.fill(
                 partial,
                 compiled.program,
-                source.checkpoint,
-                adapters=adapters,
-                threads=count,
+                checkpoint,
+                adapters=order.adapters,
+                threads=order.jobs,
                 progress=watch,
             )
-            if source.commit:
-                hub.refuse_damaged(source.checkpoint.folder, files)
+            _hold_against_hub(order.source, files)
             watch("checking the file")
-            checking.check(partial, compiled.program, source.checkpoint, adapters)
+            checking.check(partial, compiled.program, checkpoint, order.adapters)
             watch("hashing the file")
             written = _written(partial)
             watch("syncing the file")
     return _Made(
-        path, written, files, compiled.options, compiled.signatures, compiled.recipe,
-        compiled.account, compiled.warnings, compiled.peak_memory_bytes, compiled.from_cache,
-    )  # fmt: skip
+        path,
+        written,
+        files,
+        compiled.options,
+        compiled.signatures,
+        compiled.recipe,
+        compiled.account,
+        compiled.warnings,
+        compiled.peak_memory_bytes,
+        compiled.from_cache,
+    )
 
 
-def _compile(
-    job: Job, source: Source, stack: ExitStack, jobs: int, use_cache: bool, watch: Stopwatch
-) -> compiler.Compiled:
+def _compile(order: _Order, stack: ExitStack, watch: Stopwatch) -> compiler.Compiled:
     """Compiles with the user's cache or, where that cannot be written, without."""
     watch("looking into the cache")
-    for is_used in (True, False) if use_cache else (False,):
-        cache = stack.enter_context(compiler.open_cache(is_used=is_used))
+
+    def compile_with(*, is_kept: bool) -> compiler.Compiled:
+        cache = stack.enter_context(compiler.open_cache(is_kept=is_kept))
+        source = order.source
+        compiled = compiler.compile_job(
+            order.job, source.plugin, source.checkpoint, cache, jobs=order.jobs, progress=watch
+        )
+        stack.enter_context(compiled.head)
+        return compiled
+
+    if order.use_cache:
         try:
-            compiled = compiler.compile_job(
-                job, source.plugin, source.checkpoint, cache, jobs=jobs, progress=watch
-            )
-            stack.enter_context(compiled.head)
+            return compile_with(is_kept=True)
         except CacheError as e:
-            if not is_used:
-                raise
             logger.warning("%s; converting without the cache", e.message)
-        else:
-            return compiled
-    raise AssertionError
+    return compile_with(is_kept=False)
 
 
 def _begin_file(partial: Path, compiled: compiler.Compiled) -> None:
@@ -220,38 +241,42 @@ def _begin_file(partial: Path, compiled: compiler.Compiled) -> None:
         file.truncate(compiled.program.size_bytes)
 
 
-def _by_litert(
-    job: Job,
-    source: Source,
-    adapters: AdapterSet | None,
-    output: Path,
-    force: bool,
-    jobs: int | None,
-    use_cache: bool,
-    watch: Stopwatch,
-) -> _Made:
-    if adapters:
+def _by_litert(order: _Order, watch: Stopwatch) -> _Made:
+    if order.adapters:
         raise ConversionError(
             "litert-torch's path merges no adapters", remedy="leave out --engine litert"
         )
-    guess = job.shapes.kv_cache_length or job.base.kv_cache_length
-    first = _output_path(output, source.target.name, job.recipe.name, guess)
-    with artifact.writing(first) as (partial, scratch):
-        request = {"job": job.to_json(), "output": str(partial), "scratch": str(scratch)}
+    job = order.job.to_json()
+    (examined,) = workers.run("examine", [{"job": job}], watch)
+    context_length = examined.result["context_length"]
+    options = complete(order.job.shapes, order.job.base, context_length)
+    path = order.path(options.kv_cache_length)
+    with artifact.writing(path) as (partial, scratch):
+        request = {"job": job, "output": str(partial), "scratch": str(scratch)}
         (answer,) = workers.run("litert", [request], watch)
         result = answer.result
-        files = source.checkpoint.hash_files(watch)
-        if source.commit:
-            hub.refuse_damaged(source.checkpoint.folder, files)
+        files = order.source.checkpoint.hash_files(watch)
+        _hold_against_hub(order.source, files)
         watch("hashing the file")
         written = _written(partial)
-    options = SignatureOptions(
-        **{**result["options"], "prefill_lengths": tuple(result["options"]["prefill_lengths"])}
-    )
+    _warn(result["warnings"], result["growth_bytes"], order.job.recipe.name, options)
     return _Made(
-        first, written, files, options, result["signatures"], result["recipe"], result["account"],
-        result["warnings"], {"litert": answer.peak_memory_bytes}, (),
-    )  # fmt: skip
+        path,
+        written,
+        files,
+        options,
+        result["signatures"],
+        result["recipe"],
+        result["account"],
+        result["warnings"],
+        {"litert": answer.peak_memory_bytes},
+        (),
+    )
+
+
+def _hold_against_hub(source: Source, files: Sequence[SourceFile]) -> None:
+    if source.commit:
+        hub.refuse_damaged(source.checkpoint.folder, files)
 
 
 def author(source: Source, *, is_compared: bool, progress: Progress = silent) -> Mapping[str, Any]:
@@ -277,28 +302,23 @@ def versions(plugin: Plugin) -> dict[str, str]:
     return {**found, plugin.distribution: plugin.version}
 
 
-def _output_path(output: Path, name: str, recipe: str, kv_cache_length: int) -> Path:
-    output = output.expanduser()
-    if output.suffix == ".tflite":
-        return output.resolve()
-    return output.resolve() / artifact.file_name(name, recipe, kv_cache_length)
-
-
 def _written(path: Path) -> dict[str, Any]:
     return {"size_bytes": path.stat().st_size, "sha256": checkpoints.sha256(path)}
 
 
-def _warn(compiled: compiler.Compiled, source: Source) -> None:
-    for warning in compiled.warnings:
+def _warn(
+    warnings: Sequence[str], growth_bytes: int, recipe: str, options: SignatureOptions
+) -> None:
+    for warning in warnings:
         logger.warning("%s", warning)
-    if compiled.growth_bytes:
+    if growth_bytes:
         logger.warning(
             "embedding and lm_head are one tied weight, but recipe %s gives them two formats: the"
             " file carries both, %.1f MB more",
-            compiled.recipe["name"],
-            compiled.growth_bytes / 1e6,
+            recipe,
+            growth_bytes / 1e6,
         )
-    if compiled.options.kv_layout == "default" and not compiled.options.mask_as_input:
+    if options.kv_layout == "default" and not options.mask_as_input:
         logger.warning(
             "LiteRT-LM misreads the capacity of a default-layout KV cache without a mask input;"
             " choose --kv-layout transposed or --mask-as-input for it"

@@ -20,7 +20,7 @@ from edgezoo_core.compiler import workers
 from edgezoo_core.compiler.job import Job, recipe_to_json
 from edgezoo_core.config import is_same_reading
 from edgezoo_core.conversion.program import Program
-from edgezoo_core.errors import CacheError, ConversionError
+from edgezoo_core.errors import CacheError
 from edgezoo_core.plugins import Plugin, package_folder
 from edgezoo_core.shapes import SignatureOptions
 from edgezoo_core.types import Progress, silent
@@ -69,9 +69,9 @@ class Compiled:
 
 
 @contextmanager
-def open_cache(*, is_used: bool = True) -> Iterator[Cache]:
+def open_cache(*, is_kept: bool = True) -> Iterator[Cache]:
     """Gives the user's cache, or one that lasts as long as the block."""
-    if is_used:
+    if is_kept:
         yield Cache()
         return
     with tempfile.TemporaryDirectory(prefix="edgezoo-") as folder:
@@ -267,15 +267,3 @@ def _version(name: str) -> str:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return "absent"
-
-
-def require(name: str) -> None:
-    """Checks that a distribution is here.
-
-    Raises:
-        ConversionError: It is not.
-    """
-    if _version(name) == "absent":
-        raise ConversionError(
-            f"{name} is not installed", remedy="pip install 'edgezoo-core[convert]'"
-        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import pprint
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -23,18 +24,21 @@ if TYPE_CHECKING:
     from edgezoo_core.conversion.traced import TracedSignature
     from edgezoo_core.model import AuthoredModel
 
+logger = logging.getLogger(__name__)
+
 #: Files of a trace and of a skeleton.
 TRACE, HEAD, PROGRAM = "trace.json", "head.bin", "program.json"
 
 
 def examine(progress: Progress, job: Mapping[str, Any]) -> dict[str, Any]:
-    """Authors the module and nothing more: says what a config rules out."""
+    """Authors the module and nothing more: says what a config rules out, and the context."""
     import_litert_torch()
     from edgezoo_core import model
 
     asked = Job.from_json(job)
-    model.author(_plugin(asked), asked.model, asked.config)
-    return {}
+    module: Any
+    module, *_ = model.author(_plugin(asked), asked.model, asked.config)
+    return {"context_length": int(module.config.max_seq_len)}
 
 
 def author(progress: Progress, job: Mapping[str, Any], is_compared: bool) -> dict[str, Any]:
@@ -49,6 +53,8 @@ def author(progress: Progress, job: Mapping[str, Any], is_compared: bool) -> dic
     progress("building the model")
     checkpoint = open_folder(asked.folder, asked.model.source)
     authored = model.build(_plugin(asked), asked.model, checkpoint, asked.config)
+    for warning in authored.warnings:
+        logger.warning("%s", warning)
     module: Any = model.materialize(authored, progress)
     progress("running sample tokens")
     tokens = parity.sample_tokens(module.config.vocab_size)
@@ -163,7 +169,6 @@ def litert(progress: Progress, job: Mapping[str, Any], output: str, scratch: str
     module = model.materialize(authored, progress)
     specs = path.convert(module, signatures, plan, Path(output), Path(scratch), progress)
     return {
-        "options": asdict(options),
         "account": authored.config_account,
         "warnings": list(authored.warnings),
         "signatures": [asdict(s) for s in specs],

@@ -113,10 +113,10 @@ def test_a_damaged_entry_is_made_again(saved, first, tmp_path, monkeypatch):
     folder = tmp_path / "cache"
     shutil.copytree(first.artifact.path.parent / "cache", folder)
     monkeypatch.setenv("EDGEZOO_CACHE", str(folder))
-    head = next(folder.glob("skeleton/*/head.bin"))
-    damaged = bytearray(head.read_bytes())
-    damaged[len(damaged) // 2] ^= 1
-    head.write_bytes(damaged)
+    for head in folder.glob("skeleton/*/head.bin"):
+        damaged = bytearray(head.read_bytes())
+        damaged[len(damaged) // 2] ^= 1
+        head.write_bytes(damaged)
     made = convert(saved.folder, tmp_path / "out")
     assert made.from_cache == ("trace",)
     assert content(made) == content(first)

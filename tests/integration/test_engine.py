@@ -29,7 +29,7 @@ o = "none"
 [layers.-1]
 attention = "dynamic_int4"
 down = "dynamic_int4_block64"
-[layers.2]
+[layers.0]
 qkv = "fp16"
 """
 
@@ -46,7 +46,7 @@ class Case:
     layout: str = "plain"
 
 
-#: Six layers are stamped, two are traced whole. All recipes, layouts and masks are in here.
+#: Five layers and six are stamped, two are traced whole. All recipes, layouts and masks are in here.
 CASES = {
     "llama-sharded-bf16": Case(
         "tinyllama",
@@ -58,18 +58,18 @@ CASES = {
     ),
     "gemma-kaggle-f16": Case(
         "gemma",
-        {"num_hidden_layers": 6, "head_dim": 32},
+        {"num_hidden_layers": 5, "head_dim": 32},
         torch.float16,
         SignatureOptions((8,), 64, "default", False),
-        ("fp16", "dynamic_int8_linear", "dynamic_int4_block128", "mixed"),
+        ("fp16", "dynamic_int4_block128", "mixed"),
         "kaggle",
     ),
     "phi-f32": Case(
         "phi2",
-        {"num_hidden_layers": 6},
+        {"num_hidden_layers": 5},
         torch.float32,
         SignatureOptions((8,), 64, "transposed", False),
-        ("weight_only_int8", "dynamic_int8", "mixed"),
+        ("weight_only_int8", "mixed"),
     ),
     "llama-tied-biased-bf16": Case(
         "tinyllama",
@@ -88,7 +88,7 @@ CASES = {
         {"num_hidden_layers": 2, "head_dim": 32, "tie_word_embeddings": False},
         torch.float32,
         SignatureOptions((8,), 64, "transposed", True),
-        ("none", "weight_only_int8"),
+        ("none",),
     ),
 }
 PAIRS = [(name, chosen) for name, case in CASES.items() for chosen in case.recipes]
@@ -212,7 +212,6 @@ def test_stamped_graph_equals_the_fully_traced_one(name, traced, tmp_path):
     )
     assert [(t.name, t.block_scope) for t in full] == [("decode", None)]
     plan = plan_of(both, "none", tmp_path)
-    assert len(full[0].graph(6).main.operators) == len(both.traced[last].graph(6).main.operators)
     stamped = both.streamed(plan, both.traced[last:])
     assert same_graph.differences(stamped, both.streamed(plan, full)) == []
 
@@ -225,7 +224,7 @@ def test_stamps_of_any_depth(traced, tmp_path):
     assert sizes[40] - sizes[6] == 34 * block
     graph = decode.graph(40)
     inputs = {e.name.decode() for e in graph.signature.inputs}
-    assert {f"args_2_kv_cache_k_{i}" for i in range(40)} <= inputs
+    assert {f"kv_cache_{kind}_{i}" for i in range(40) for kind in "kv"} <= inputs
     layers = {c.parameter for c in graph.constants.values() if ".ff.w1.weight" in c.parameter}
     assert layers == {f"transformer_blocks.{i}.ff.w1.weight" for i in range(40)}
 
@@ -303,6 +302,26 @@ def patched():
     return module
 
 
+def own_forward_of_one_instance():
+    module = authoring.decoder(uniform())
+    stock = module.forward
+    module.forward = lambda *inputs, **named: stock(*inputs, **named)
+    return module
+
+
+def hooked_as_a_whole():
+    module = authoring.decoder(uniform())
+    module.register_forward_hook(lambda m, a, result: result)
+    return module
+
+
+def shared_weight():
+    module = authoring.decoder(uniform())
+    blocks = module.transformer_blocks
+    blocks[5].ff.w1.weight = blocks[1].ff.w1.weight
+    return module
+
+
 def few_layers():
     return authoring.decoder(uniform(4))
 
@@ -318,6 +337,9 @@ NOT_UNIFORM = [
     own_forward,
     hooked,
     patched,
+    own_forward_of_one_instance,
+    hooked_as_a_whole,
+    shared_weight,
     few_layers,
 ]
 
@@ -334,9 +356,8 @@ def decode_only(module):
     return defaults.signatures(module, SignatureOptions((4,), 32))[-1:]
 
 
-@pytest.mark.parametrize("make", [another_attribute, hooked])
-def test_unequal_blocks_convert_right(make, tmp_path):
-    both = engines.of_module(make, decode_only, tmp_path)
+def test_unequal_blocks_convert_right(tmp_path):
+    both = engines.of_module(hooked, decode_only, tmp_path)
     assert both.traced[0].block_scope is None
     both.compare(recipe.meet(recipe.resolve("dynamic_int8"), both.module, "test"))
 

@@ -309,7 +309,7 @@ def test_a_weight_that_is_no_parameter_is_refused(small):
     from ai_edge_litert.tools import flatbuffer_utils
 
     content = bytes(flatbuffer_utils.convert_object_to_bytearray(model))
-    with pytest.raises(ConversionError, match="of a FULLY_CONNECTED .* is no parameter") as caught:
+    with pytest.raises(ConversionError, match=r"of a FULLY_CONNECTED .* is no parameter") as caught:
         floatgraph.read(content, StandIns(small.traced.parameters))
     assert "--engine litert" in caught.value.remedy
 
