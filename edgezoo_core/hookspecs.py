@@ -87,7 +87,8 @@ def load(
 
     Returns:
         Parameter name -> lazy tensor of that parameter's shape, one for every parameter (tied
-        ones once). The core's default follows `tensor_names`.
+        ones once); its `slices` are rows of the checkpoint's tensors, which is how it streams. The
+        core's default follows `tensor_names`.
 
     Example:
         `return {**default, "pos.weight": checkpoint.tensor("wpe.weight")}`

@@ -22,7 +22,8 @@ class Model:
     Attributes:
         family: Name of the plugin's entry point, `gemma` say.
         card_id: Model id of the card, or None for a fine-tune that has no card.
-        source: `org/name@commit` of the hub, or the path of a folder.
+        source: `org/name@commit` of the hub, or the path of a folder. For messages: a graph that
+            was traced once serves every checkpoint of the same config, so no hook may decide by it.
     """
 
     family: str

@@ -12,7 +12,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from edgezoo_core.checkpoint import Checkpoint
-from edgezoo_core.conversion import streaming
+from edgezoo_core.conversion import encoding, reading, streaming
 from edgezoo_core.conversion.program import Matrix, Program, Vector
 from edgezoo_core.errors import ConversionError, listing
 from edgezoo_core.recipe import FORMATS
@@ -164,10 +164,10 @@ def _encoded(
     first, last = start, stop
     if adapters is not None and adapters.touches(name):
         # Merged as it was: the same rows at the same time.
-        first, last = next((a, b) for a, b in streaming.chunk_rows(tensor) if a <= start < b)
-    raw = streaming.read_rows(checkpoint.folder / tensor.file, tensor, first, last)
+        first, last = next((a, b) for a, b in reading.chunk_rows(tensor) if a <= start < b)
+    raw = reading.read_rows(checkpoint.folder / tensor.file, tensor, first, last)
     row = part.row + start - part.start
-    return streaming.encode(raw, tensor, first, start, stop, part.target, row, adapters)
+    return encoding.encode(raw, tensor, first, start, stop, part.target, row, adapters)
 
 
 def _wrong(problems: Sequence[str]) -> ConversionError:
