@@ -18,7 +18,7 @@ from ai_edge_litert.tools import flatbuffer_utils
 from edgezoo_core.conversion.floatgraph import Constant
 from edgezoo_core.conversion.graph import signatures
 from edgezoo_core.conversion.program import Matrix, Program, Vector
-from edgezoo_core.conversion.thin import QuantizedGraph, StoredMatrix
+from edgezoo_core.conversion.restoring import QuantizedGraph, StoredMatrix
 from edgezoo_core.types import RowSlice, SignatureSpec
 
 #: Plain constants from this size stand behind the flatbuffer, as in ai-edge-quantizer's files.

@@ -46,7 +46,7 @@ class Case:
     layout: str = "plain"
 
 
-#: Five layers and six are stamped, two are traced whole. All recipes, layouts and masks are in here.
+#: Five layers and six are stamped, two are traced whole. All recipes, layouts, masks are here.
 CASES = {
     "llama-sharded-bf16": Case(
         "tinyllama",
