@@ -130,7 +130,5 @@ def _fields(options: Any) -> Any:
     if options is None or isinstance(options, int | float | str | bytes | bool):
         return options
     if hasattr(options, "__dict__"):
-        return tuple(
-            (k, _fields(v)) for k, v in sorted(vars(options).items()) if k not in _PLACES
-        )
+        return tuple((k, _fields(v)) for k, v in sorted(vars(options).items()) if k not in _PLACES)
     return bytes(np.ascontiguousarray(options))
