@@ -42,9 +42,18 @@ def deepen(graph: FloatGraph, block_scope: str, depth: int) -> FloatGraph:
     Raises:
         NotPeriodic: The blocks 1 and 2 are not the same up to a move by one.
     """
+    return _Stamp(graph, prove_periodic(graph, block_scope), block_scope, depth).deep()
+
+
+def prove_periodic(graph: FloatGraph, block_scope: str) -> Blocks:
+    """Returns where the blocks of a shallow graph stand, once they are proved to repeat.
+
+    Raises:
+        NotPeriodic: They are not.
+    """
     blocks = segment(graph, re.compile(re.escape(block_scope) + r"(\d+)(?=[/;]|$)"))
     prove(graph, blocks)
-    return _Stamp(graph, blocks, block_scope, depth).deep()
+    return blocks
 
 
 class _Stamp:

@@ -23,8 +23,10 @@ from litert_torch._convert import signature as litert_signature
 from litert_torch.backend import inline_consts, lowerings
 
 from edgezoo_core.conversion import floatgraph, recognition
+from edgezoo_core.conversion.floatgraph import FloatGraph
 from edgezoo_core.conversion.periodicity import NotPeriodic
 from edgezoo_core.conversion.shallow import block_scope, is_uniform, truncate
+from edgezoo_core.conversion.stamping import prove_periodic
 from edgezoo_core.conversion.standins import StandIns, install
 from edgezoo_core.conversion.traced import TracedSignature
 from edgezoo_core.types import Progress, Signature, silent
@@ -59,11 +61,11 @@ def trace_model(
     """
     if may_stamp and is_uniform(module):
         try:
-            return _trace_all(truncate(module), signatures_of, wanted, block_scope(module),
-                              len(module.transformer_blocks), progress)  # fmt: skip
+            scope = block_scope(module)
+            return _trace_all(truncate(module), signatures_of, wanted, scope, progress)
         except NotPeriodic as e:
             logger.info("all layers are traced: %s", e)
-    return _trace_all(module, signatures_of, wanted, None, 0, progress)
+    return _trace_all(module, signatures_of, wanted, None, progress)
 
 
 def _trace_all(
@@ -71,7 +73,6 @@ def _trace_all(
     signatures_of: SignaturesOf,
     wanted: Callable[[int], bool],
     scope: str | None,
-    depth: int,
     progress: Progress,
 ) -> list[TracedSignature]:
     standins = install(module)
@@ -80,15 +81,16 @@ def _trace_all(
     for index, signature in enumerate(signatures_of(module)):
         if wanted(index):
             progress(f"tracing {signature.name}")
-            content = trace(signature, standins)
-            made = TracedSignature(signature.name, content, parameters, scope)
+            content, graph = trace(signature, standins)
             if scope is not None:
-                made.graph(depth)  # the proof, while all layers could still be traced
-            traced.append(made)
+                prove_periodic(graph, scope)  # while all layers could still be traced
+            traced.append(TracedSignature(signature.name, content, parameters, scope))
+            # Or the garbage of one signature would stand beside the next.
+            gc.collect()
     return traced
 
 
-def trace(signature: Signature, standins: StandIns) -> bytes:
+def trace(signature: Signature, standins: StandIns) -> tuple[bytes, FloatGraph]:
     """Traces and lowers one signature.
 
     Args:
@@ -96,7 +98,7 @@ def trace(signature: Signature, standins: StandIns) -> bytes:
         standins: The module's.
 
     Returns:
-        A .tflite whose matrices are external buffers named after parameters.
+        A .tflite whose matrices are external buffers named after parameters, and the graph in it.
 
     Raises:
         ConversionError: A weight cannot be found again in the graph; names it.
@@ -110,8 +112,9 @@ def trace(signature: Signature, standins: StandIns) -> bytes:
             _run_passes(module)
             recognition.externalize(module, standins, numbers, uses, signature.name)
         content = bytes(converter.export_flatbuffer_to_bytes(recognition.operation(module)))
-    recognition.check(floatgraph.read(content, standins), uses, signature.name)
-    return content
+    graph = floatgraph.read(content, standins)
+    recognition.check(graph, uses, signature.name)
+    return content, graph
 
 
 def _export(signature: Signature) -> torch.export.ExportedProgram:
