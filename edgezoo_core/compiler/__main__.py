@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import resource
+import signal
 import sys
 import threading
 import traceback
@@ -53,6 +54,8 @@ def main() -> int:
     # A worker lives for seconds: looking for garbage among what it imports and traces costs a
     # tenth of them. Stages that hold weights turn it on again.
     gc.disable()
+    # Ctrl-C at a terminal reaches all processes; the parent decides and ends its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = _Parent()
     request = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -85,6 +85,7 @@ def trace(
     from edgezoo_core import model
     from edgezoo_core.conversion import tracing
 
+    gc.freeze()  # what was imported is no garbage, and need not be looked through
     asked = Job.from_json(job)
     plugin = _plugin(asked)
     authored, options = _author(asked, plugin)

@@ -8,8 +8,7 @@ shapes are put back into what it returns.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
@@ -18,6 +17,7 @@ from ai_edge_litert.tools import flatbuffer_utils
 from edgezoo_core.conversion import quantization
 from edgezoo_core.conversion.floatgraph import WEIGHT_INPUT, WEIGHT_OPERATORS, Constant
 from edgezoo_core.conversion.merging import MergedGraph
+from edgezoo_core.conversion.reducing import Reduced
 from edgezoo_core.conversion.restoring import (
     THIN_COLUMNS,
     QuantizedGraph,
@@ -47,58 +47,17 @@ def quantize(
     model = merged.model
     formats = {rule.format for rule in rules.values() if rule.format is not None}
     if formats:
-        taken = _take_decompositions(model)
-        content = flatbuffer_utils.convert_object_to_bytearray(model)
+        # With those that stay float32: the quantizer must see who shares a weight.
+        reduced = Reduced(model, rules.keys())
+        content = flatbuffer_utils.convert_object_to_bytearray(reduced.model)
         groups = [
             (f"^{f.name}@", operator, f)
             for f in sorted(formats, key=lambda f: f.name)
             for operator in sorted(set(WEIGHT_OPERATORS.values()))
         ]
         quantized = quantization.run(bytes(content), groups, plan.name)
-        model = schema.ModelT.InitFromPackedBuf(quantized, 0)
-        _give_decompositions(model, taken, merged.model.buffers)
+        model = reduced.splice(schema.ModelT.InitFromPackedBuf(quantized, 0))
     return restore(model, merged, rules, names, shapes)
-
-
-def _take_decompositions(model: Any) -> tuple[list[Any], list[int]]:
-    """Takes the decompositions of composite operators out: no rule names what is in them."""
-    count = len(model.signatureDefs)
-    indices = []
-    for op in _composites(model, count):
-        indices.append(op.builtinOptions2.decompositionSubgraphIndex)
-        op.builtinOptions2.decompositionSubgraphIndex = count
-    decompositions = model.subgraphs[count:]
-    model.subgraphs = model.subgraphs[: count + 1]  # one stays, so that the references hold
-    return decompositions, indices
-
-
-def _give_decompositions(
-    model: Any, taken: tuple[list[Any], list[int]], buffers: Sequence[Any]
-) -> None:
-    """Puts them back, and their constants, which the quantizer has not seen."""
-    decompositions, indices = taken
-    count = len(model.signatureDefs)
-    places: dict[int, int] = {}
-    for subgraph in {id(s): s for s in decompositions}.values():
-        for tensor in subgraph.tensors:
-            data = buffers[tensor.buffer].data
-            if data is None:
-                tensor.buffer = 0
-                continue
-            if tensor.buffer not in places:
-                model.buffers.append(buffers[tensor.buffer])
-                places[tensor.buffer] = len(model.buffers) - 1
-            tensor.buffer = places[tensor.buffer]
-    for op, index in zip(_composites(model, count), indices, strict=True):
-        op.builtinOptions2.decompositionSubgraphIndex = index
-    model.subgraphs = [*model.subgraphs[:count], *decompositions]
-
-
-def _composites(model: Any, count: int) -> Iterator[Any]:
-    for subgraph in model.subgraphs[:count]:
-        for op in subgraph.operators:
-            if isinstance(op.builtinOptions2, schema.StableHLOCompositeOptionsT):
-                yield op
 
 
 def _assign(merged: MergedGraph, plan: QuantPlan) -> dict[tuple[int, int], WeightRule]:
