@@ -108,7 +108,16 @@ def test_types_of_values_count():
 
 @pytest.mark.parametrize(
     "value",
-    [float("nan"), float("inf"), {1: 2}, [{None: 1}], {1, 2}, b"bytes", Path("/"), object()],
+    [
+        float("nan"),
+        float("inf"),
+        {1: 2},
+        [{None: 1}],
+        {1, 2},
+        b"bytes",
+        Path("/"),
+        pytest.param(object(), id="object"),
+    ],
     ids=str,
 )
 def test_what_is_no_json_has_no_key(value):
