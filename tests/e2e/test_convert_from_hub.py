@@ -69,6 +69,35 @@ def test_repo_converts_and_records_its_commit(hub, edgezoo, files):
     assert json.loads(again.stdout)["manifest"]["artifact"] == report["manifest"]["artifact"]
 
 
+def test_adapter_from_the_hub_equals_the_one_in_a_folder(hub, edgezoo, files, tmp_path):
+    import torch
+    from safetensors.torch import save
+
+    module = "base_model.model.model.layers.0.self_attn.q_proj"
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}
+    pair = {
+        f"{module}.lora_A.weight": torch.full((2, 64), 0.25),
+        f"{module}.lora_B.weight": torch.full((64, 2), 0.5),
+    }
+    adapter = {
+        "adapter_config.json": json.dumps(config).encode(),
+        "adapter_model.safetensors": save(pair),
+    }
+    hub.publish(REPO, files)
+    commit = hub.publish("acme/adapter", adapter)
+    (tmp_path / "adapter").mkdir()
+    for name, content in adapter.items():
+        (tmp_path / "adapter" / name).write_bytes(content)
+    options = ("convert", REPO, "--prefill", 4, "--kv-cache", 32, "--json", "--force")
+    made = {
+        text: json.loads(edgezoo(*options, *(("--adapter", text) if text else ())).stdout)
+        for text in ("acme/adapter", "./adapter", "")
+    }
+    sums = {text: report["manifest"]["artifact"]["sha256"] for text, report in made.items()}
+    assert sums["acme/adapter"] == sums["./adapter"] != sums[""]
+    assert made["acme/adapter"]["manifest"]["adapters"][0]["source"] == f"acme/adapter@{commit}"
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
