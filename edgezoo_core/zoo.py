@@ -34,15 +34,7 @@ Engine = Literal["streaming", "litert"]
 logger = logging.getLogger(__name__)
 
 #: Distributions whose versions shape an artifact.
-VERSIONED = (
-    "edgezoo-core",
-    "ai-edge-litert",
-    "ai-edge-quantizer",
-    "litert-converter",
-    "litert-torch",
-    "torch",
-    "transformers",
-)
+VERSIONED = ("edgezoo-core", *compiler.VERSIONED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,23 +108,9 @@ def convert(
     # Told before any work, where the length of the cache is known without the model.
     order.path(order.job.shapes.kv_cache_length or order.job.base.kv_cache_length)
     made = (_by_litert if engine == "litert" else _by_streaming)(order, watch)
-    manifest = {
-        "schema": artifact.SCHEMA,
-        **_describe_source(source, made.files),
-        **({"adapters": order.adapters.record()} if order.adapters else {}),
-        "config": {**made.account, "warnings": list(made.warnings)},
-        "recipe": made.recipe,
-        "options": asdict(made.options),
-        "signatures": list(made.signatures),
-        "artifact": {"file": made.path.name, **made.written},
-        "engine": engine,
-        "versions": versions(source.plugin),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
     peaks = {**made.peaks, "streaming": peak_memory_bytes()}
-    return Conversion(
-        artifact.write_manifest(made.path, manifest), watch.finish(), peaks, made.from_cache
-    )
+    written = artifact.write_manifest(made.path, _manifest(order, made, engine))
+    return Conversion(written, watch.finish(), peaks, made.from_cache)
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,6 +301,22 @@ def _warn(
             "LiteRT-LM misreads the capacity of a default-layout KV cache without a mask input;"
             " choose --kv-layout transposed or --mask-as-input for it"
         )
+
+
+def _manifest(order: _Order, made: _Made, engine: Engine) -> dict[str, Any]:
+    return {
+        "schema": artifact.SCHEMA,
+        **_describe_source(order.source, made.files),
+        **({"adapters": order.adapters.record()} if order.adapters else {}),
+        "config": {**made.account, "warnings": list(made.warnings)},
+        "recipe": made.recipe,
+        "options": asdict(made.options),
+        "signatures": list(made.signatures),
+        "artifact": {"file": made.path.name, **made.written},
+        "engine": engine,
+        "versions": versions(order.source.plugin),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
 
 
 def _describe_source(source: Source, files: Sequence[SourceFile]) -> dict[str, Any]:

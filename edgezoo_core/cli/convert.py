@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import click
 
@@ -17,6 +17,9 @@ from edgezoo_core.cli.options import (
     verbose_option,
 )
 from edgezoo_core.shapes import KvLayout, Shapes
+
+if TYPE_CHECKING:
+    from edgezoo_core.zoo import Conversion
 
 
 @click.command("convert", epilog=TARGET_HELP)
@@ -115,6 +118,10 @@ def convert_command(
             progress=stages,
         )
         stages.done()
+    _print(conversion, as_json=as_json)
+
+
+def _print(conversion: Conversion, *, as_json: bool) -> None:
     manifest = cast("dict[str, Any]", conversion.artifact.manifest)
     if as_json:
         print_json(

@@ -17,7 +17,7 @@ import edgezoo_core
 from edgezoo_core.cache import Cache, Entry, digest
 from edgezoo_core.checkpoint import Checkpoint
 from edgezoo_core.compiler import workers
-from edgezoo_core.compiler.job import Job, recipe_to_json
+from edgezoo_core.compiler.job import HEAD, PROGRAM, TRACE, Job, recipe_to_json
 from edgezoo_core.config import is_same_reading
 from edgezoo_core.conversion.program import Program
 from edgezoo_core.errors import CacheError
@@ -35,7 +35,6 @@ VERSIONED = (
     "torch",
     "transformers",
 )
-_TRACE, _HEAD, _PROGRAM = "trace.json", "head.bin", "program.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,19 +128,15 @@ class _Compilation:
         trace = self._trace()
         skeleton = self._skeleton(trace)
         try:
-            head = skeleton.path(_HEAD).open("rb")
-            about = json.loads(trace.path(_TRACE).read_text(encoding="utf-8"))
-            made = json.loads(skeleton.path(_PROGRAM).read_text(encoding="utf-8"))
+            head = skeleton.path(HEAD).open("rb")
+            about = json.loads(trace.path(TRACE).read_text(encoding="utf-8"))
+            made = json.loads(skeleton.path(PROGRAM).read_text(encoding="utf-8"))
         except FileNotFoundError as e:  # another process cleared the cache just now
             raise CacheError(f"{e.filename} is gone", remedy="convert once more") from e
-        options = {
-            **about["options"],
-            "prefill_lengths": tuple(about["options"]["prefill_lengths"]),
-        }
         return Compiled(
             head,
             Program.from_json(made["program"]),
-            SignatureOptions(**options),
+            SignatureOptions(**about["options"]),
             made["signatures"],
             made["recipe"],
             made["growth_bytes"],
@@ -184,7 +179,7 @@ class _Compilation:
             about["signatures"] = [next(shares[i % count]) for i in range(total)]
             adding.parts = {**self._common, "config": about.pop("reading")}
             adding.about = {"title": self._title(about["options"])}
-            (adding.folder / _TRACE).write_text(json.dumps(about), encoding="utf-8")
+            (adding.folder / TRACE).write_text(json.dumps(about), encoding="utf-8")
         return adding.entry
 
     def _skeleton(self, trace: Entry) -> Entry:

@@ -86,6 +86,7 @@ def _end_with_parent() -> None:
 def _quiet(parent: _Parent) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TORCH_LOGS", "-all")
+    os.environ.setdefault("LITERT_TORCH_SHOW_PROGRESS", "0")
     warnings.simplefilter("ignore")
     logger = logging.getLogger("edgezoo_core")
     logger.handlers = [_Log(parent)]

@@ -11,6 +11,9 @@ from edgezoo_core.recipe import FORMATS
 from edgezoo_core.shapes import Shapes, SignatureOptions
 from edgezoo_core.types import Model, Recipe, WeightFormat
 
+#: Files of a trace and of a skeleton in the cache.
+TRACE, HEAD, PROGRAM = "trace.json", "head.bin", "program.json"
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -46,12 +49,11 @@ class Job:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Job:
         """Reads what `to_json` wrote."""
-        base = {**value["base"], "prefill_lengths": tuple(value["base"]["prefill_lengths"])}
         return cls(
             Model(**value["model"]),
             value["config"],
             Path(value["folder"]),
-            SignatureOptions(**base),
+            SignatureOptions(**value["base"]),
             Shapes(**value["shapes"]),
             recipe_from_json(value["recipe"]),
         )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgezoo_core import plugins
 from edgezoo_core import recipe as recipes
-from edgezoo_core.compiler.job import Job, format_name
+from edgezoo_core.compiler.job import HEAD, PROGRAM, TRACE, Job, format_name
 from edgezoo_core.compiler.schema import import_litert_torch
 from edgezoo_core.errors import ConversionError, PluginError
 from edgezoo_core.hooks import LoadedPlugin
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from edgezoo_core.model import AuthoredModel
 
 logger = logging.getLogger(__name__)
-
-#: Files of a trace and of a skeleton.
-TRACE, HEAD, PROGRAM = "trace.json", "head.bin", "program.json"
 
 
 def examine(progress: Progress, job: Mapping[str, Any]) -> dict[str, Any]:
@@ -91,6 +88,8 @@ def trace(
     authored, options = _author(asked, plugin)
     module: Any = authored.module
     model.prepare(authored, options)
+    # A recipe that does not fit is told before anything is traced.
+    plugin.quant_recipe(asked.model, module, asked.recipe)
     about = {
         "depth": len(getattr(module, "transformer_blocks", ())),
         "context_length": authored.context_length,

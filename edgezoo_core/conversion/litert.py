@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,11 +12,7 @@ from edgezoo_core.conversion import graph, quantization
 from edgezoo_core.types import Progress, QuantPlan, Signature, SignatureSpec, silent
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import torch
-
-_PROGRESS = "LITERT_TORCH_SHOW_PROGRESS"
 
 
 def convert(
@@ -69,20 +63,5 @@ def export(signatures: Sequence[Signature], output: Path) -> None:
         converter.add_signature(
             signature.name, signature.module, sample_kwargs=dict(signature.inputs)
         )
-    with _without_progress_lines():
-        # Lightweight: large constants stay outside of the compiler's own copies.
-        converter.convert(lightweight_conversion=True).export(str(output))
-
-
-@contextmanager
-def _without_progress_lines() -> Iterator[None]:
-    # litert-torch prints its progress to stdout, which belongs to data.
-    before = os.environ.get(_PROGRESS)
-    os.environ[_PROGRESS] = "0"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[_PROGRESS]
-        else:
-            os.environ[_PROGRESS] = before
+    # Lightweight: large constants stay outside of the compiler's own copies.
+    converter.convert(lightweight_conversion=True).export(str(output))

@@ -124,12 +124,17 @@ def assign(model: Any, plan: QuantPlan, module: torch.nn.Module) -> Assignment:
     met = set(assignment.values())
     unmet = [r for r in plan.rules if r not in met and not _twin(r, met, parameters)]
     if unmet:
-        names = listing(f"{r.parameter} ({r.operator})" for r in unmet)
-        raise ConversionError(
-            f"the converted graph has no operator for {names}",
-            remedy="report it: the graph lost a weight, or folded it into another constant",
-        )
+        raise unmet_rules(unmet)
     return assignment
+
+
+def unmet_rules(rules: Iterable[WeightRule]) -> ConversionError:
+    """Returns the error for rules that meet no operator."""
+    names = listing(f"{r.parameter} ({r.operator})" for r in rules)
+    return ConversionError(
+        f"the converted graph has no operator for {names}",
+        remedy="report it: the graph lost a weight, or folded it into another constant",
+    )
 
 
 def check(model: Any, assignment: Assignment) -> None:

@@ -24,7 +24,7 @@ from edgezoo_core.conversion.restoring import (
     restore,
     weight_operators,
 )
-from edgezoo_core.errors import ConversionError, listing
+from edgezoo_core.errors import ConversionError
 from edgezoo_core.types import QuantPlan, WeightRule
 
 
@@ -78,11 +78,7 @@ def _assign(merged: MergedGraph, plan: QuantPlan) -> dict[tuple[int, int], Weigh
         assigned[number, position] = rule
     unmet = [r for r in plan.rules if r not in set(assigned.values())]
     if unmet:
-        names = listing(f"{r.parameter} ({r.operator})" for r in unmet)
-        raise ConversionError(
-            f"the converted graph has no operator for {names}",
-            remedy="report it: the graph lost a weight, or folded it into another constant",
-        )
+        raise quantization.unmet_rules(unmet)
     return assigned
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -103,7 +102,7 @@ def trace(signature: Signature, standins: StandIns) -> tuple[bytes, FloatGraph]:
     Raises:
         ConversionError: A weight cannot be found again in the graph; names it.
     """
-    with _quiet(), _no_collection():
+    with _no_collection():
         program = _export(signature)
         uses = recognition.uses(program, signature, standins)
         module, context = _lower(program, signature)
@@ -177,21 +176,6 @@ def _run_passes(module: Any) -> None:
     config.canonicalizing_inf_as_min_max_float = False
     config.enable_x64 = False
     converter.run_convert_to_tfl_passes(module, passmanager.PassManager(), config)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    # litert-torch prints its progress to stdout, which belongs to data.
-    name = "LITERT_TORCH_SHOW_PROGRESS"
-    before = os.environ.get(name)
-    os.environ[name] = "0"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
 
 
 @contextmanager
