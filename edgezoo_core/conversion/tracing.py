@@ -20,8 +20,10 @@ from litert_torch import backend, fx_infra
 from litert_torch._convert import core, litert_converter
 from litert_torch._convert import signature as litert_signature
 from litert_torch.backend import inline_consts, lowerings
+from torch.fx._lazy_graph_module import _use_lazy_graph_module
 
 from edgezoo_core.conversion import floatgraph, recognition
+from edgezoo_core.conversion.decomposition import PureProgram
 from edgezoo_core.conversion.floatgraph import FloatGraph
 from edgezoo_core.conversion.periodicity import NotPeriodic
 from edgezoo_core.conversion.shallow import block_scope, is_uniform, truncate
@@ -102,7 +104,8 @@ def trace(signature: Signature, standins: StandIns) -> tuple[bytes, FloatGraph]:
     Raises:
         ConversionError: A weight cannot be found again in the graph; names it.
     """
-    with _no_collection():
+    # Lazily: nobody runs the Python code of the many graphs on the way.
+    with _no_collection(), _use_lazy_graph_module(True):
         program = _export(signature)
         uses = recognition.uses(program, signature, standins)
         module, context = _lower(program, signature)
@@ -135,7 +138,7 @@ def _lower(program: torch.export.ExportedProgram, signature: Signature) -> tuple
     context = backend.export_utils.create_ir_context()
     with _uniform_constants():
         lowered = backend.export.exported_program_to_mlir(
-            program,
+            PureProgram.of(program),
             ir_context=context,
             lowering_context_plugins=[inline_consts.InlineConstsContext()],
         )
