@@ -1,6 +1,10 @@
-"""The proof that a block repeats: two middle blocks of a shallow graph that differ by one step.
+"""The proof that a block repeats: the second block of a shallow graph is the first, moved by one.
 
-Where the proof fails, the caller traces all layers.
+Every block reads its own parameters and its own cache, what all blocks share (positions, say, which
+the first block computes), and what the block before handed on. Where the second block reads what
+the first one computes, the first tells which it is: where it reads the same, it is shared, and then
+no parameter or activation may be in it; where it reads what comes before all blocks, it is handed
+on. Where the proof fails, the caller traces all layers.
 """
 
 from __future__ import annotations
@@ -17,9 +21,9 @@ from ai_edge_litert import schema_py_generated as schema
 
 from edgezoo_core.conversion.floatgraph import Constant, FloatGraph
 
-#: Blocks that are traced: first, two equal ones, last.
-SHALLOW = 4
-FIRST, PROOF, REPEATED, LAST = range(SHALLOW)
+#: Blocks that are traced: the first, the one that is repeated, the last.
+SHALLOW = 3
+FIRST, REPEATED, LAST = range(SHALLOW)
 LAYER = re.compile(r"(?<=transformer_blocks\.)\d+")
 CACHE = re.compile(r"(?<=kv_cache_[kv]_)\d+")
 
@@ -30,16 +34,15 @@ class Blocks:
 
     Attributes:
         spans: (start, stop) in the list of operators, by block.
-        origin: Tensor -> (block, position of its operator in the block, output of the operator);
-            tensors that belong to no block are not in it.
+        origin: Tensor -> block that computes it; tensors that no block computes are not in it.
     """
 
     spans: tuple[tuple[int, int], ...]
-    origin: Mapping[int, tuple[int, int, int]]
+    origin: Mapping[int, int]
 
 
 class NotPeriodic(Exception):  # noqa: N818 - an answer, not an error
-    """The shallow graph does not prove that its middle block repeats."""
+    """The shallow graph does not prove that its second block repeats."""
 
 
 def segment(graph: FloatGraph, scope: re.Pattern[str]) -> Blocks:
@@ -66,79 +69,140 @@ def segment(graph: FloatGraph, scope: re.Pattern[str]) -> Blocks:
     if any(a[1] != b[0] for a, b in itertools.pairwise(spans)):
         raise NotPeriodic("the blocks do not follow each other")
     origin = {
-        tensor: (block, position, output)
+        int(tensor): block
         for block, (start, stop) in enumerate(spans)
-        for position, op in enumerate(main.operators[start:stop])
-        for output, tensor in enumerate(op.outputs)
+        for op in main.operators[start:stop]
+        for tensor in op.outputs
     }
     return Blocks(tuple(spans), origin)
 
 
-def prove(graph: FloatGraph, blocks: Blocks) -> None:
-    """Checks that block 2 is block 1 moved by one, and how the last one leans on block 2."""
-    main = graph.main
-    first, second = (main.operators[slice(*blocks.spans[b])] for b in (PROOF, REPEATED))
-    if len(first) != len(second):
-        raise NotPeriodic("blocks 1 and 2 differ in length")
-    for a, b in zip(first, second, strict=True):
-        if not _same_operator(graph.model, a, b):
-            raise NotPeriodic("blocks 1 and 2 differ in an operator")
-        for x, y in zip([*a.inputs, *a.outputs], [*b.inputs, *b.outputs], strict=True):
-            if not _same_moved(graph, blocks, int(x), int(y)):
-                raise NotPeriodic("blocks 1 and 2 differ in an operand")
-    for op in main.operators[blocks.spans[LAST][0] :]:
-        for index in op.inputs:
-            if blocks.origin.get(int(index), (FIRST,))[0] == PROOF:
-                raise NotPeriodic("what follows block 2 reads block 1")
-    for index in main.inputs:
-        if index in blocks.origin:
-            raise NotPeriodic("a block computes an input")
-    names = cache_names(graph)
-    for index in main.outputs:
-        block = blocks.origin.get(int(index), (LAST,))[0]
-        if block != LAST and [str(block)] != CACHE.findall(names.get(int(index), "")):
-            raise NotPeriodic(f"block {block} computes an output that is not its cache")
+def prove(graph: FloatGraph, blocks: Blocks) -> dict[int, int]:
+    """Checks that block 1 is block 0 moved by one, and that what follows leans on it alike.
+
+    Returns:
+        Tensor of block 0 that is handed on to block 1 -> tensor that block 1 hands on in its turn.
+    """
+    return _Proof(graph, blocks).run()
 
 
-def _same_moved(graph: FloatGraph, blocks: Blocks, x: int, y: int) -> bool:
-    """Whether operand `y` of block 2 is operand `x` of block 1, moved by one block."""
-    if x < 0 or y < 0:
-        return x == y
-    tensors = graph.main.tensors
-    if not _same_tensor(tensors[x], tensors[y]):
-        return False
-    if x in graph.constants or y in graph.constants:
-        held = graph.constants.get(x)
-        return held is not None and moved(held, PROOF, REPEATED) == graph.constants.get(y)
-    if x in blocks.origin and y in blocks.origin:
-        (bx, px, ox), (by, py, oy) = blocks.origin[x], blocks.origin[y]
-        if (bx, by) == (PROOF, REPEATED):
-            return (px, ox) == (py, oy)
-        if (bx, by) == (FIRST, FIRST):
-            return x == y
-        if (bx, by) == (FIRST, PROOF):  # what the block before handed on
-            return (_length(blocks, bx) - px, ox) == (_length(blocks, by) - py, oy) and (
-                _same_operator(
-                    graph.model,
-                    graph.main.operators[blocks.spans[bx][0] + px],
-                    graph.main.operators[blocks.spans[by][0] + py],
-                )
-            )
-        return False
-    if x == y:
+class _Proof:
+    """Finds each operator of block 1 in block 0, whose others compute what all blocks share."""
+
+    def __init__(self, graph: FloatGraph, blocks: Blocks) -> None:
+        self._graph = graph
+        self._main = graph.main
+        self._blocks = blocks
+        self._caches = cache_names(graph)
+        self._computed = {int(i) for op in graph.main.operators for i in op.outputs}
+        #: Tensor of block 0 -> its counterpart in block 1.
+        self._counterparts: dict[int, int] = {}
+        #: What block 1 reads of block 0: the same as block 0 reads, or in place of what it reads.
+        self._shared: set[int] = set()
+        self._handed: dict[int, int] = {}
+
+    def run(self) -> dict[int, int]:
+        operators = self._main.operators
+        first, second = (operators[slice(*self._blocks.spans[b])] for b in (FIRST, REPEATED))
+        candidates = iter(first)
+        for op in second:
+            match = next((c for c in candidates if self._matches(c, op)), None)
+            if match is None:
+                raise NotPeriodic("an operator of block 1 is not in block 0")
+            pairs = zip(match.outputs, op.outputs, strict=True)
+            self._counterparts.update((int(x), int(y)) for x, y in pairs)
+        if not self._shared.isdisjoint(self._own()):
+            raise NotPeriodic("block 1 reads what may be another block's")
+        if not self._counterparts.keys() >= self._handed.keys():
+            raise NotPeriodic("block 1 does not hand on what it is handed")
+        handed = {index: self._counterparts[index] for index in self._handed}
+        self._check_what_follows(handed)
+        self._check_inputs_and_outputs()
+        return handed
+
+    def _own(self) -> set[int]:
+        """Returns what the parameters, the cache or the activations of block 0 have a part in."""
+        own = {*self._handed, *self._handed.values()}
+        own |= {i for i, c in self._graph.constants.items() if moved(c, FIRST, REPEATED) != c}
+        own |= {i for i, n in self._caches.items() if int(CACHE.findall(n)[0]) == FIRST}
+        for op in self._main.operators[: self._blocks.spans[FIRST][1]]:
+            if not own.isdisjoint(map(int, op.inputs)):
+                own |= set(map(int, op.outputs))
+        return own
+
+    def _matches(self, a: Any, b: Any) -> bool:
+        """Whether operator `b` of block 1 is operator `a` of block 0; notes what it reads."""
+        if not _same_operator(self._graph.model, a, b):
+            return False
+        shared: set[int] = set()
+        handed: dict[int, int] = {}
+        for x, y in zip(map(int, a.inputs), map(int, b.inputs), strict=True):
+            if x == y and x in self._computed:
+                shared.add(x)
+            elif self._is_handed(x, y) and {**self._handed, **handed}.get(y, x) == x:
+                handed[y] = x
+            elif not self._is_moved(x, y):
+                return False
+        for x, y in zip(map(int, a.outputs), map(int, b.outputs), strict=True):
+            if not self._is_alike(x, y) or not self._is_same_cache(x, y):
+                return False
+        self._shared |= shared
+        self._handed |= handed
         return True
-    names = cache_names(graph)
-    if x in names or y in names:
-        return CACHE.sub(str(REPEATED), names.get(x, "")) == names.get(y) and (
-            int(CACHE.findall(names[x])[0]) == PROOF
+
+    def _is_handed(self, x: int, y: int) -> bool:
+        """Whether block 1 reads of block 0 what block 0 reads of what comes before all blocks."""
+        origin = self._blocks.origin
+        return (
+            origin.get(y) == FIRST
+            and x in self._computed
+            and x not in origin
+            and self._is_alike(x, y)
         )
-    return _same_content(graph.model, tensors[x], tensors[y])
 
+    def _is_moved(self, x: int, y: int) -> bool:
+        """Whether block 1's operand `y` is block 0's `x`, moved by one block."""
+        if x < 0 or y < 0:
+            return x == y
+        constants, origin = self._graph.constants, self._blocks.origin
+        if not self._is_alike(x, y):
+            return False
+        if x in constants or y in constants:
+            held = constants.get(x)
+            return held is not None and moved(held, FIRST, REPEATED) == constants.get(y)
+        if x in origin or y in origin:
+            return origin.get(y) == REPEATED and self._counterparts.get(x) == y
+        if x in self._caches or y in self._caches:
+            return self._is_same_cache(x, y)
+        tensors = self._main.tensors
+        return x == y or _same_content(self._graph.model, tensors[x], tensors[y])
 
-def _length(blocks: Blocks, block: int) -> int:
-    """Returns the number of operators of a block."""
-    start, stop = blocks.spans[block]
-    return stop - start
+    def _is_alike(self, x: int, y: int) -> bool:
+        return _same_tensor(self._main.tensors[x], self._main.tensors[y])
+
+    def _is_same_cache(self, x: int, y: int) -> bool:
+        """Whether both are the same kind of cache, each of its own block, or both are none."""
+        left, right = self._caches.get(x), self._caches.get(y)
+        if left is None or right is None:
+            return left == right
+        is_own = [int(CACHE.findall(name)[0]) for name in (left, right)] == [FIRST, REPEATED]
+        return is_own and CACHE.sub(str(REPEATED), left) == right
+
+    def _check_what_follows(self, handed: Mapping[int, int]) -> None:
+        known = {FIRST: self._shared, REPEATED: set(handed.values())}
+        for op in self._main.operators[self._blocks.spans[LAST][0] :]:
+            for index in map(int, op.inputs):
+                block = self._blocks.origin.get(index)
+                if block in known and index not in known[block]:
+                    raise NotPeriodic(f"what follows block 1 reads block {block} otherwise")
+
+    def _check_inputs_and_outputs(self) -> None:
+        if any(int(i) in self._blocks.origin for i in self._main.inputs):
+            raise NotPeriodic("a block computes an input")
+        for index in map(int, self._main.outputs):
+            block = self._blocks.origin.get(index, LAST)
+            if block != LAST and [str(block)] != CACHE.findall(self._caches.get(index, "")):
+                raise NotPeriodic(f"block {block} computes an output that is not its cache")
 
 
 def _same_tensor(a: Any, b: Any) -> bool:

@@ -43,7 +43,7 @@ def is_uniform(module: torch.nn.Module) -> bool:
 
 
 def truncate(module: Any) -> Any:
-    """Returns a copy of a uniform model with its first three blocks and its last."""
+    """Returns a copy of a uniform model with its first two blocks and its last."""
     shallow = copy.deepcopy(module)
     blocks = list(shallow.transformer_blocks)
     kept = [*range(SHALLOW - 1), len(blocks) - 1]

@@ -1,17 +1,17 @@
-"""A shallow graph becomes a deep one: the block that repeats is traced twice and stamped.
+"""A shallow graph becomes a deep one: the block that repeats is traced once and stamped.
 
 Tracing and lowering cost time per layer, and every layer but the first and the last is the same.
-So a model of equal blocks is traced with four: its first, two from the middle, its last. The two
-from the middle prove what is then relied on: the second is the first with every reference moved by
-one block, so a third, a fourth and so on are the second moved further. Where the proof fails, the
-caller traces all layers.
+So a model of equal blocks is traced with three: its first, its second, its last. The first two
+prove what is then relied on: the second is the first with every reference moved by one block, so a
+third, a fourth and so on are the second moved further. Where the proof fails, the caller traces all
+layers.
 """
 
 from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,6 @@ from edgezoo_core.conversion.floatgraph import FloatGraph
 from edgezoo_core.conversion.periodicity import (
     CACHE,
     LAST,
-    PROOF,
     REPEATED,
     Blocks,
     cache_names,
@@ -35,33 +34,43 @@ def deepen(graph: FloatGraph, block_scope: str, depth: int) -> FloatGraph:
     """Returns the graph of the model at full depth.
 
     Args:
-        graph: A graph that was traced with the blocks 0, 1, 2 and the last, as blocks 0 to 3.
+        graph: A graph that was traced with the blocks 0, 1 and the last, as blocks 0 to 2.
         block_scope: A block's part of an operator's name, without its number.
         depth: Layers of the full model, more than `SHALLOW`.
 
     Raises:
-        NotPeriodic: The blocks 1 and 2 are not the same up to a move by one.
+        NotPeriodic: The blocks 0 and 1 are not the same up to a move by one.
     """
-    return _Stamp(graph, prove_periodic(graph, block_scope), block_scope, depth).deep()
+    return _Stamp(graph, *prove_periodic(graph, block_scope), block_scope, depth).deep()
 
 
-def prove_periodic(graph: FloatGraph, block_scope: str) -> Blocks:
-    """Returns where the blocks of a shallow graph stand, once they are proved to repeat.
+def prove_periodic(graph: FloatGraph, block_scope: str) -> tuple[Blocks, dict[int, int]]:
+    """Proves that the blocks of a shallow graph repeat.
+
+    Returns:
+        Where they stand, and what each hands on: tensor of block 0 -> tensor of block 1.
 
     Raises:
         NotPeriodic: They are not.
     """
     blocks = segment(graph, re.compile(re.escape(block_scope) + r"(\d+)(?=[/;]|$)"))
-    prove(graph, blocks)
-    return blocks
+    return blocks, prove(graph, blocks)
 
 
 class _Stamp:
     """Builds the deep graph from a shallow one whose blocks are proved."""
 
-    def __init__(self, graph: FloatGraph, blocks: Blocks, scope: str, depth: int) -> None:
+    def __init__(
+        self,
+        graph: FloatGraph,
+        blocks: Blocks,
+        handed: Mapping[int, int],
+        scope: str,
+        depth: int,
+    ) -> None:
         self._shallow = graph
         self._blocks = blocks
+        self._handed = handed
         self._depth = depth
         self._scope = re.compile(re.escape(scope) + r"(\d+)(?=[/;]|$)")
         self._scope_text = scope
@@ -72,7 +81,7 @@ class _Stamp:
         self._main.tensors = list(graph.main.tensors)
         self._model.subgraphs[0] = self._main
         self._constants = dict(graph.constants)
-        #: For each stamped layer, tensor of block 2 -> its copy.
+        #: For each stamped layer, tensor of block 1 -> its copy.
         self._copies: dict[int, dict[int, int]] = {}
 
     def deep(self) -> FloatGraph:
@@ -103,18 +112,15 @@ class _Stamp:
         return made
 
     def _input(self, index: int, layer: int) -> int:
-        block = self._blocks.origin.get(index, (None,))[0]
-        if block == REPEATED or self._is_own(index):
+        if self._blocks.origin.get(index) == REPEATED or self._is_own(index):
             return self._copy(index, layer)
-        if block == PROOF:  # what block 1 hands to block 2, the layer before hands to this one
-            _, position, output = self._blocks.origin[index]
-            start = self._blocks.spans[REPEATED][0]
-            handed = int(self._shallow.main.operators[start + position].outputs[output])
-            return self._copies[layer - 1][handed] if layer - 1 > REPEATED else handed
+        if index in self._handed:  # what block 0 hands to block 1, the layer before hands to this
+            before = self._handed[index]
+            return self._copies[layer - 1][before] if layer - 1 > REPEATED else before
         return index
 
     def _is_own(self, index: int) -> bool:
-        """Whether a tensor is block 2's own: its parameters, its cache."""
+        """Whether a tensor is block 1's own: its parameters, its cache."""
         held = self._shallow.constants.get(index)
         if held is not None:
             return moved(held, REPEATED, LAST) != held
@@ -134,13 +140,13 @@ class _Stamp:
         return copies[index]
 
     def _relink(self, op: Any) -> Any:
-        """Lets what follows block 2 read the last stamped layer in its place."""
+        """Lets what follows block 1 read the last stamped layer in its place."""
         copies = self._copies[self._depth - 2] if self._depth - 2 > REPEATED else {}
         made = copy.copy(op)
         made.inputs = np.array(
             [
                 copies.get(int(i), int(i))
-                if self._blocks.origin.get(int(i), (None,))[0] == REPEATED
+                if self._blocks.origin.get(int(i)) == REPEATED
                 else int(i)
                 for i in op.inputs
             ],
@@ -166,7 +172,7 @@ class _Stamp:
         return CACHE.sub(lambda m: str(target) if int(m[0]) == source else m[0], text).encode()
 
     def _repeated(self, indices: Sequence[int]) -> Any:
-        """Returns inputs or outputs with each run of block 2's caches followed by its copies."""
+        """Returns inputs or outputs with each run of block 1's caches followed by its copies."""
         result: list[int] = []
         run: list[int] = []
         for index in [*indices, -1]:

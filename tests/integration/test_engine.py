@@ -217,7 +217,7 @@ def test_stamped_graph_equals_the_fully_traced_one(name, traced, tmp_path):
 
 
 def test_stamps_of_any_depth(traced, tmp_path):
-    # From one trace of four blocks; what another depth needs is in its names alone.
+    # From one trace of three blocks; what another depth needs is in its names alone.
     decode = traced("llama-sharded-bf16").traced[-1]
     sizes = {depth: len(decode.graph(depth).main.operators) for depth in (5, 6, 40)}
     block = sizes[6] - sizes[5]
@@ -323,7 +323,7 @@ def shared_weight():
 
 
 def few_layers():
-    return authoring.decoder(uniform(4))
+    return authoring.decoder(uniform(3))
 
 
 def test_equal_blocks_are_stamped():
