@@ -13,6 +13,7 @@ import pytest
 import same_graph
 import torch
 from litert_torch._convert.interface import Converter
+from litert_torch.generative.layers import attention
 from safetensors.torch import load_file
 
 from edgezoo_core import authoring, recipe
@@ -374,3 +375,38 @@ def test_second_interpreter_agrees(traced, tmp_path):
         error = np.linalg.norm(logits - expected) / np.linalg.norm(expected)
         print(f"{chosen}: relative error {error:.1e}, allowed 1e-4")
         assert error < 1e-4
+
+
+class Memory:
+    """What blocks were given in one pass, known by its positions."""
+
+    positions = None
+    seen = ()
+
+
+class Remembering(attention.TransformerBlock):
+    """Adds what a block some steps before was given."""
+
+    def forward(self, x, rope=None, *rest):
+        if self.memory.positions is not rope:
+            self.memory.positions, self.memory.seen = rope, ()
+        self.memory.seen = (*self.memory.seen, x)
+        return super().forward(
+            x + self.memory.seen[max(0, len(self.memory.seen) - 1 - self.lag)], rope, *rest
+        )
+
+
+def remembering(lag):
+    module = authoring.decoder(uniform(5))
+    memory = Memory()
+    for block in module.transformer_blocks:
+        block.__class__, block.memory, block.lag = Remembering, memory, lag
+    return module
+
+
+@pytest.mark.parametrize(("lag", "is_stamped"), [(0, True), (1, False), (2, False), (9, False)])
+def test_blocks_that_remember_are_not_stamped(lag, is_stamped, tmp_path):
+    assert shallow.is_uniform(remembering(lag))  # each is like the others, seen alone
+    both = engines.of_module(lambda: remembering(lag), decode_only, tmp_path)
+    assert (both.traced[0].block_scope is not None) == is_stamped
+    both.compare(recipe.meet(recipe.resolve("dynamic_int8"), both.module, "test"))
