@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +22,7 @@ from edgezoo_core.checkpoint import (
     weight_files,
 )
 from edgezoo_core.errors import CheckpointError, EdgezooError
+from edgezoo_core.hub_errors import explain
 from edgezoo_core.types import Progress, silent
 
 if TYPE_CHECKING:
@@ -35,6 +36,16 @@ ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+#: Gives the path of a file of the repo.
+_Fetch = Callable[[str], Path]
+#: Takes the names of a repo's files and fetches those that are wanted.
+_Bring = Callable[[Collection[str], _Fetch], None]
+
+
+class _LacksFilesError(CheckpointError):
+    """A repo, or what is here of it, is not what was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,46 +68,17 @@ def pull(repo: str, revision: str = "main", *, progress: Progress = silent) -> S
         CheckpointError: The repo is missing or gated, the revision or the token is wrong, the hub
             cannot be reached and the cache lacks the files, or a file differs from its sha256.
     """
-    return _pull(repo, revision, progress, with_weights=True)
+    return _pull(repo, revision, _bring_model, progress)
 
 
 def pull_texts(repo: str, revision: str = "main", *, progress: Progress = silent) -> Snapshot:
     """Brings config and tokenizer alone; otherwise like `pull`."""
-    return _pull(repo, revision, progress, with_weights=False)
+    return _pull(repo, revision, _bring_texts, progress)
 
 
-def pull_adapter(text: str, *, progress: Progress = silent) -> Snapshot:
-    """Downloads a PEFT adapter: its config and its weights.
-
-    Args:
-        text: `org/name[@revision]`.
-        progress: Told of each file.
-
-    Raises:
-        CheckpointError: It cannot be had, or holds no adapter.
-    """
-    repo, _, revision = text.partition("@")
-    revision = revision or "main"
-    try:
-        info = _ask(repo, revision)
-        if info is None:
-            raise _not_cached(repo, revision)
-        held = {s.rfilename: s for s in info.siblings or []}
-        weights = next((n for n in ADAPTER_WEIGHTS if n in held), None)
-        if weights is None or ADAPTER_CONFIG not in held:
-            raise CheckpointError(
-                f"{text} holds no PEFT adapter ({ADAPTER_CONFIG} and {ADAPTER_WEIGHTS[0]})",
-                remedy="name the repo of an adapter",
-            )
-        for name in (ADAPTER_CONFIG, weights):
-            progress(f"downloading {name}")
-            lfs = held[name].lfs
-            path = _fetch(repo, name, info.sha or "", lfs.sha256 if lfs else None, local_only=False)
-        return Snapshot(path.parent, info.sha or "")
-    except EdgezooError:
-        raise
-    except Exception as e:
-        raise _explain(e, repo, revision) from e
+def pull_adapter(repo: str, revision: str = "main", *, progress: Progress = silent) -> Snapshot:
+    """Brings a PEFT adapter, its config and its weights; otherwise like `pull`."""
+    return _pull(repo, revision, _bring_adapter, progress)
 
 
 def cached(repo: str, commit: str) -> Snapshot | None:
@@ -106,7 +88,7 @@ def cached(repo: str, commit: str) -> Snapshot | None:
     `refuse_damaged`.
     """
     try:
-        return _from_cache(repo, commit, with_weights=True, is_checked=False)
+        return _from_cache(repo, commit, _bring_model, is_checked=False)
     except CheckpointError:
         return None
 
@@ -134,19 +116,53 @@ def _damaged(path: Path, name: str, actual: str, expected: str) -> CheckpointErr
     )
 
 
-def _pull(repo: str, revision: str, progress: Progress, *, with_weights: bool) -> Snapshot:
+def _bring_texts(names: Collection[str], fetch: _Fetch) -> None:
+    for name in names:
+        if name in TEXT_FILES or name == "config.json":
+            fetch(name)
+
+
+def _bring_model(names: Collection[str], fetch: _Fetch) -> None:
+    _bring_texts(names, fetch)
+    try:
+        index, files = weight_files(names)
+    except CheckpointError as e:
+        raise _LacksFilesError(e.message, remedy=e.remedy) from e
+    if index:
+        files = tuple(sorted(set(index_shards(fetch(index)).values())))
+    for name in files:
+        if name not in names:
+            raise _LacksFilesError(
+                f"{index} names {name}, which the repo lacks",
+                remedy="report it to the repo's owner, or pass another --revision",
+            )
+        fetch(name)
+
+
+def _bring_adapter(names: Collection[str], fetch: _Fetch) -> None:
+    weights = next((n for n in ADAPTER_WEIGHTS if n in names), None)
+    if weights is None or ADAPTER_CONFIG not in names:
+        raise _LacksFilesError(
+            f"no PEFT adapter ({ADAPTER_CONFIG} and {ADAPTER_WEIGHTS[0]})",
+            remedy="name the repo of an adapter",
+        )
+    fetch(ADAPTER_CONFIG)
+    fetch(weights)
+
+
+def _pull(repo: str, revision: str, bring: _Bring, progress: Progress) -> Snapshot:
     progress(f"asking the hub for {repo}")
     try:
         info = _ask(repo, revision)
         if info is None:
-            return _from_cache(repo, revision, with_weights=with_weights)
-        snapshot = _download(repo, info, progress, with_weights=with_weights)
+            return _from_cache(repo, revision, bring)
+        snapshot = _download(repo, info, bring, progress)
         _note_commit(snapshot, revision)
         return snapshot
     except EdgezooError:
         raise
     except Exception as e:
-        raise _explain(e, repo, revision) from e
+        raise explain(e, repo, revision) from e
 
 
 def _ask(repo: str, revision: str) -> ModelInfo | None:
@@ -167,7 +183,7 @@ def _ask(repo: str, revision: str) -> ModelInfo | None:
         return None
 
 
-def _download(repo: str, info: ModelInfo, progress: Progress, *, with_weights: bool) -> Snapshot:
+def _download(repo: str, info: ModelInfo, bring: _Bring, progress: Progress) -> Snapshot:
     commit = info.sha or ""
     siblings = {s.rfilename: s for s in info.siblings or []}
     folder: Path | None = None
@@ -180,23 +196,10 @@ def _download(repo: str, info: ModelInfo, progress: Progress, *, with_weights: b
         folder = folder or path.parents[len(Path(name).parts) - 1]
         return path
 
-    for name in siblings:
-        if name in TEXT_FILES or name == "config.json":
-            fetch(name)
-    if with_weights:
-        try:
-            index, files = weight_files(siblings)
-        except CheckpointError as e:
-            raise CheckpointError(f"{repo}@{commit}: {e.message}", remedy=e.remedy) from e
-        if index:
-            files = tuple(sorted(set(index_shards(fetch(index)).values())))
-        for name in files:
-            if name not in siblings:
-                raise CheckpointError(
-                    f"{repo}@{commit}: {index} names {name}, which the repo lacks",
-                    remedy="report it to the repo's owner, or pass another --revision",
-                )
-            fetch(name)
+    try:
+        bring(siblings, fetch)
+    except _LacksFilesError as e:
+        raise CheckpointError(f"{repo}@{commit}: {e.message}", remedy=e.remedy) from e
     if folder is None:
         raise CheckpointError(f"{repo}@{commit} holds no model", remedy="check the repo's name")
     return Snapshot(folder, commit)
@@ -241,11 +244,12 @@ def _fetch(
     return path
 
 
-def _from_cache(
-    repo: str, revision: str, *, with_weights: bool, is_checked: bool = True
-) -> Snapshot:
+def _from_cache(repo: str, revision: str, bring: _Bring, *, is_checked: bool = True) -> Snapshot:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import IncompleteSnapshotError, LocalEntryNotFoundError
+
+    def fetch(name: str) -> Path:
+        return _fetch(repo, name, folder.name, None, local_only=True, is_checked=is_checked)
 
     try:
         try:
@@ -254,20 +258,9 @@ def _from_cache(
             # Some file of the repo is missing: whether it is one of ours is found out below.
             folder = Path(e.snapshot_path)
         names = [str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()]
-        files = tuple(n for n in names if n in TEXT_FILES)
-        if with_weights:
-            index, weights = weight_files(names)
-            if index:
-                weights = tuple(sorted(set(index_shards(folder / index).values())))
-            files += weights
-        for name in files:
-            _fetch(repo, name, folder.name, None, local_only=True, is_checked=is_checked)
-    except (LocalEntryNotFoundError, FileNotFoundError) as e:
+        bring(names, fetch)
+    except (_LacksFilesError, LocalEntryNotFoundError, FileNotFoundError) as e:
         raise _not_cached(repo, revision) from e
-    except CheckpointError as e:
-        if e.message.startswith("no weights"):
-            raise _not_cached(repo, revision) from e
-        raise
     return Snapshot(folder, folder.name)
 
 
@@ -275,64 +268,4 @@ def _not_cached(repo: str, revision: str) -> CheckpointError:
     return CheckpointError(
         f"the hub cannot be reached, and {repo}@{revision} is not in the cache",
         remedy="connect and try again (unset HF_HUB_OFFLINE, check HF_ENDPOINT), or pass a folder",
-    )
-
-
-def _explain(error: Exception, repo: str, revision: str) -> CheckpointError:
-    """Turns an exception of the client into a sentence with its remedy. Most special first."""
-    from huggingface_hub import errors, get_token
-    from huggingface_hub.constants import ENDPOINT
-
-    page = f"{ENDPOINT}/{repo}"
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    table: list[tuple[bool, str, str]] = [
-        (
-            isinstance(error, errors.GatedRepoError),
-            f"{repo} is gated, and "
-            + ("your account has no access" if get_token() else "you are not logged in"),
-            f"accept the licence on {page}, then run: hf auth login",
-        ),
-        (
-            isinstance(error, errors.RevisionNotFoundError),
-            f"{repo} has no revision {revision!r}",
-            f"choose a branch, tag or commit from {page}/commits",
-        ),
-        (
-            status == 401 and get_token() is not None,
-            f"the hub does not accept your token (asked for {repo})",
-            "run: hf auth login (or correct HF_TOKEN)",
-        ),
-        (
-            isinstance(error, errors.RepositoryNotFoundError),
-            f"the hub has no model {repo}, or it is private",
-            "check the spelling; for a private one, run: hf auth login",
-        ),
-        (
-            isinstance(error, errors.LocalEntryNotFoundError),
-            f"the download of {repo}@{revision} failed: the hub cannot be reached",
-            "check the connection and run the command again",
-        ),
-        (
-            isinstance(error, errors.EntryNotFoundError),
-            f"{repo}@{revision}: a file of the list is not there",
-            "run the command again, or choose another --revision",
-        ),
-        (
-            isinstance(error, errors.HFValidationError),
-            f"{repo!r} is no valid repo name",
-            "write org/name",
-        ),
-        (
-            isinstance(error, OSError) and getattr(error, "errno", None) == 28,
-            f"no space left on the disk of the cache while downloading {repo}",
-            "free some space, or set HF_HOME to another disk",
-        ),
-    ]
-    for applies, message, remedy in table:
-        if applies:
-            return CheckpointError(message, remedy=remedy)
-    detail = f"status {status}" if status else f"{type(error).__name__}: {error}"
-    return CheckpointError(
-        f"the download of {repo}@{revision} failed ({detail})",
-        remedy="run the command again; if it persists, see the hub's status page",
     )

@@ -145,8 +145,9 @@ def open_adapters(texts: Sequence[str], source: Source, progress: Progress) -> A
         folder = Path(name).expanduser()
         described = str(folder)
         if not folder.is_dir():
-            snapshot = hub.pull_adapter(name, progress=progress)
-            folder, described = snapshot.folder, f"{name.partition('@')[0]}@{snapshot.commit}"
+            repo, _, revision = name.partition("@")
+            snapshot = hub.pull_adapter(repo, revision or "main", progress=progress)
+            folder, described = snapshot.folder, f"{repo}@{snapshot.commit}"
         opened.append(adapters.open_adapter(folder, factor, described))
     return adapter_merging.bind_adapters(
         opened,

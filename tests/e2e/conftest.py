@@ -147,6 +147,12 @@ class Client:
         self._driver.wait()
         return self._answer()
 
+    def pull_adapter(self, repo: str, revision: str = "main", **options: Any) -> Answer:
+        """Pulls an adapter."""
+        self._driver.start(self.job("pull_adapter", repo, revision, **options))
+        self._driver.wait()
+        return self._answer()
+
     def hf_download(self, repo: str, revision: str = "main", **options: Any) -> Answer:
         """Fetches JSON and safetensors files as other tools do, which also notes all names."""
         self._driver.start(self.job("hf_download", repo, revision, **options))

@@ -96,6 +96,11 @@ def test_adapter_from_the_hub_equals_the_one_in_a_folder(hub, edgezoo, files, tm
     sums = {text: report["manifest"]["artifact"]["sha256"] for text, report in made.items()}
     assert sums["acme/adapter"] == sums["./adapter"] != sums[""]
     assert made["acme/adapter"]["manifest"]["adapters"][0]["source"] == f"acme/adapter@{commit}"
+    # Again, from the cache alone.
+    again = edgezoo(*options, "--adapter", "acme/adapter", HF_HUB_OFFLINE="1")
+    manifest = json.loads(again.stdout)["manifest"]
+    assert manifest["artifact"] == made["acme/adapter"]["manifest"]["artifact"]
+    assert manifest["adapters"] == made["acme/adapter"]["manifest"]["adapters"]
 
 
 @pytest.mark.parametrize(

@@ -318,6 +318,26 @@ def test_offline_with_texts_alone_in_the_cache(hub, client):
     assert "is not in the cache" in client.pull(REPO, is_offline=True).error
 
 
+def test_adapter_and_no_more(hub, client):
+    files = {"adapter_config.json": b"{}", "adapter_model.safetensors": weights()}
+    commit = hub.publish(REPO, {**files, "README.md": b"", "adapter_model.bin": b"pickle"})
+    for is_offline in (False, True):
+        answer = client.pull_adapter(REPO, is_offline=is_offline)
+        assert answer.commit == commit
+        assert contents(answer) == files
+    flip_last_byte(blob(client, "adapter", files["adapter_model.safetensors"]))
+    assert "damaged copy was removed" in client.pull_adapter(REPO, is_offline=True).error
+    assert "is not in the cache" in client.pull_adapter(REPO, is_offline=True).error
+    assert contents(client.pull_adapter(REPO)) == files
+
+
+def test_repo_without_an_adapter(hub, client):
+    hub.publish(REPO, model())
+    answer = client.pull_adapter(REPO)
+    assert "no PEFT adapter (adapter_config.json and adapter_model.safetensors)" in answer.error
+    assert answer.remedy == "name the repo of an adapter"
+
+
 def test_offline_with_a_shard_missing(hub, client):
     hub.publish(REPO, sharded())
     folder = client.pull(REPO).folder
