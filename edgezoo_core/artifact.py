@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import platform
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -15,6 +17,8 @@ from edgezoo_core.errors import ArtifactError
 
 #: Faults of an output's disk; any other OSError while a file is made has another cause.
 DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
+
+_HOST = platform.node() or "host"
 
 #: Version of the manifest's layout.
 SCHEMA = 1
@@ -63,8 +67,9 @@ def writing(path: Path) -> Iterator[tuple[Path, Path]]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path)
         partial, scratch = (
-            path.with_name(f".{path.name}.{os.getpid()}.{kind}.partial")
+            path.with_name(f".{path.name}.{_HOST}.{os.getpid()}.{kind}.partial")
             for kind in ("output", "float32")
         )
         partial.touch()
@@ -132,6 +137,26 @@ def read(path: Path) -> Artifact:
             remedy="one of the two was replaced: convert the model again",
         )
     return Artifact(path, manifest)
+
+
+def _sweep(path: Path) -> None:
+    """Removes what processes of this machine left behind that were killed while they wrote."""
+    name = re.compile(rf"\.{re.escape(path.name)}\.{re.escape(_HOST)}\.(\d+)\.\w+\.partial")
+    for left in path.parent.iterdir():
+        match = name.fullmatch(left.name)
+        if match and not _is_alive(int(match[1])):
+            with suppress(OSError):
+                left.unlink()
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # another user's
+        return True
+    return True
 
 
 def _unwritable(path: Path, cause: OSError) -> ArtifactError:

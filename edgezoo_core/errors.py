@@ -61,6 +61,10 @@ class ArtifactError(EdgezooError):
     """An artifact cannot be written, read, or run."""
 
 
+class VerificationError(EdgezooError):
+    """An artifact cannot be held against its source."""
+
+
 def listing(names: Iterable[str]) -> str:
     """Returns the names joined by commas, cut at `LONGEST_LIST` with a count of the rest."""
     names = list(names)

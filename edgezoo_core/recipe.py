@@ -190,13 +190,14 @@ def apply(recipe: Recipe, weights: Sequence[WeightRule], where: str) -> QuantPla
 
 
 def growth_bytes(plan: QuantPlan) -> int:
-    """Returns the bytes that a tied weight costs more because its two uses differ in format."""
-    by_parameter: dict[str, dict[str, int]] = {}
+    """Returns the bytes that a tied weight costs more because its two uses store it differently."""
+    by_parameter: dict[str, dict[tuple[int, bool, int | None], int]] = {}
     for rule in plan.rules:
         size = (
             rule.format.size_bytes(rule.shape) if rule.format else 4 * rule.shape[0] * rule.shape[1]
         )
-        key = rule.format.name if rule.format else "none"
+        stored = rule.format
+        key = (stored.bits, stored.is_float, stored.block_size) if stored else (32, True, None)
         by_parameter.setdefault(rule.parameter, {})[key] = size
     return sum(sum(s.values()) - max(s.values()) for s in by_parameter.values())
 

@@ -1,16 +1,23 @@
-"""Runs a .tflite with the LiteRT interpreter: prefill, decode, generate."""
+"""Runs a .tflite with LiteRT: prefill, decode, generate.
+
+The KV cache is held in two sets of buffers that take turns as a step's input and output, so a step
+copies none of it.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-from ai_edge_litert.interpreter import Interpreter
+from ai_edge_litert.compiled_model import CompiledModel
+from ai_edge_litert.hardware_accelerator import HardwareAccelerator
+from ai_edge_litert.options import CpuOptions, Options
 
 from edgezoo_core.errors import ArtifactError
 
@@ -52,7 +59,7 @@ class Sampler:
 
 
 class Session:
-    """A conversation's KV cache in an artifact.
+    """A conversation's KV cache in an artifact; a context manager, which frees it.
 
     Args:
         path: The .tflite.
@@ -63,34 +70,66 @@ class Session:
     """
 
     def __init__(self, path: Path, num_threads: int | None = None) -> None:
+        cpu = CpuOptions(num_threads=num_threads or os.cpu_count() or 1)
         try:
-            self._interpreter = Interpreter(
-                model_path=str(path), num_threads=num_threads or os.cpu_count()
+            # Mapped here first: the runtime's own words for a missing file are none.
+            path.open("rb").close()
+            self._model: Any = CompiledModel.from_file(
+                str(path),
+                options=Options(hardware_accelerators=HardwareAccelerator.CPU, cpu_options=cpu),
             )
-            names = self._interpreter.get_signature_list()
-        except (ValueError, RuntimeError) as e:
-            raise ArtifactError(f"{path} cannot be loaded: {e}", remedy="convert it again") from e
+            names = self._model.get_signature_list()
+        except (OSError, ValueError, RuntimeError) as e:
+            raise ArtifactError(
+                f"{path} cannot be loaded: {_reason(e)}", remedy="convert it again"
+            ) from e
         if "decode" not in names or not any(n.startswith("prefill") for n in names):
             raise ArtifactError(
                 f"{path} has signatures {sorted(names)}, expected prefill_<n> and decode",
                 remedy="name a file that edgezoo or litert-torch converted",
             )
-        self._decode = self._interpreter.get_signature_runner("decode")
-        self._prefill: dict[int, Any] = {}
+        self._steps = {1: _Step(self._model, "decode")}
         for name in names:
             if name.startswith("prefill"):
-                runner = self._interpreter.get_signature_runner(name)
-                self._prefill[int(runner.get_input_details()["input_pos"]["shape"][0])] = runner
-        details = self._decode.get_input_details()
-        self._cache_shapes = {n: d["shape"] for n, d in details.items() if "kv_cache" in n}
-        self._takes_mask = "mask" in details
-        self.capacity = self._capacity(details)
+                step = _Step(self._model, name)
+                self._steps.setdefault(step.length, step)
+        decode = self._model.get_input_tensor_details("decode")
+        self._shapes = {n: tuple(d["shape"]) for n, d in decode.items() if _is_cache(n)}
+        self._read, self._written = (
+            {n: self._model.create_input_buffer_by_name("decode", n) for n in self._shapes}
+            for _ in range(2)
+        )
+        self.capacity = self._capacity(decode)
         self.reset()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Frees the model and its buffers; nothing can be run afterwards."""
+        self._steps, self._read, self._written = {}, {}, {}
+        self._model = None
 
     def reset(self) -> None:
         """Empties the cache."""
         self.position = 0
-        self._cache = {n: np.zeros(s, np.float32) for n, s in self._cache_shapes.items()}
+        for name, shape in self._shapes.items():
+            self._read[name].write(np.zeros(shape, np.float32))
+
+    def cache(self) -> dict[str, Floats]:
+        """Returns a copy of the cache: `kv_cache_k_<i>`, `kv_cache_v_<i>`, float32."""
+        return {
+            n: self._read[n].read(int(np.prod(shape)), np.float32).reshape(shape)
+            for n, shape in self._shapes.items()
+        }
 
     def feed(self, tokens: Sequence[int]) -> Floats:
         """Reads tokens into the cache.
@@ -114,10 +153,9 @@ class Session:
         while rest:
             length = self._next_length(len(rest))
             chunk, rest = rest[:length], rest[length:]
-            runner = self._decode if length == 1 else self._prefill[length]
-            self._run(runner, chunk, length)
-        logits: Floats = self._run(self._decode, tokens[-1:], 1)["logits"]
-        return logits.reshape(-1)
+            self._run(self._steps[length], chunk)
+        self._run(self._steps[1], tokens[-1:])
+        return self._steps[1].logits()
 
     def generate(
         self,
@@ -153,33 +191,77 @@ class Session:
             logits = self.feed([token])
 
     def _capacity(self, details: Any) -> int:
-        if self._takes_mask:
+        if "mask" in details:
             return int(details["mask"]["shape"][-1])
-        key, value = (details[n]["shape"] for n in ("kv_cache_k_0", "kv_cache_v_0"))
+        key, value = (self._shapes[n] for n in ("kv_cache_k_0", "kv_cache_v_0"))
         # Default layout: k and v both [1, S, Hkv, D]; transposed: [1, Hkv, S, D], [1, Hkv, D, S].
-        return int(key[1] if tuple(key) == tuple(value) else key[2])
+        return int(key[1] if key == value else key[2])
 
     def _next_length(self, rest: int) -> int:
         """Picks the signature for what is left: its length, or 1 for decode."""
         room = self.capacity - self.position
-        fitting = [n for n in self._prefill if n <= room]
+        fitting = [n for n in self._steps if 1 < n <= room]
         full = [n for n in fitting if n <= rest]
         if full:
             return max(full)
         # A longer one is padded: what it writes behind the prompt is overwritten before it is seen.
         return min(fitting) if fitting and rest > 1 else 1
 
-    def _run(self, runner: Any, tokens: Sequence[int], length: int) -> dict[str, Any]:
-        padded = np.zeros((1, length), np.int32)
-        padded[0, : len(tokens)] = tokens
-        positions = np.arange(self.position, self.position + length, dtype=np.int32)
-        inputs = {"tokens": padded, "input_pos": positions, **self._cache}
-        if self._takes_mask:
-            inputs["mask"] = causal_mask(positions, self.capacity)
-        outputs: dict[str, Any] = runner(**inputs)
-        self._cache = {n: outputs[n] for n in self._cache}
+    def _run(self, step: _Step, tokens: Sequence[int]) -> None:
+        step.run(tokens, self.position, self.capacity, self._read, self._written)
+        self._read, self._written = self._written, self._read
         self.position += len(tokens)
-        return outputs
+
+
+class _Step:
+    """One signature with its buffers, but for the cache."""
+
+    def __init__(self, model: Any, name: str) -> None:
+        self._model = model
+        self._name = name
+        details = model.get_input_tensor_details(name)
+        self.length = int(details["input_pos"]["shape"][0])
+        self._inputs = {
+            n: model.create_input_buffer_by_name(name, n) for n in details if not _is_cache(n)
+        }
+        self._outputs = {
+            n: model.create_output_buffer_by_name(name, n)
+            for n in model.get_output_tensor_details(name)
+            if not _is_cache(n)
+        }
+
+    def run(
+        self,
+        tokens: Sequence[int],
+        position: int,
+        capacity: int,
+        read: Mapping[str, Any],
+        written: Mapping[str, Any],
+    ) -> None:
+        padded = np.zeros((1, self.length), np.int32)
+        padded[0, : len(tokens)] = tokens
+        positions = np.arange(position, position + self.length, dtype=np.int32)
+        self._inputs["tokens"].write(padded)
+        self._inputs["input_pos"].write(positions)
+        if "mask" in self._inputs:
+            self._inputs["mask"].write(causal_mask(positions, capacity))
+        self._model.run_by_name(self._name, {**self._inputs, **read}, {**self._outputs, **written})
+
+    def logits(self) -> Floats:
+        buffer = self._outputs["logits"]
+        size = int(np.prod(buffer.get_tensor_details()["shape"]))
+        result: Floats = buffer.read(size, np.float32)
+        return result
+
+
+def _reason(error: Exception) -> str:
+    """Returns the runtime's own words, without the places in its source."""
+    lines = [line.removeprefix("└ ") for line in str(error).splitlines()]
+    return next((line for line in lines if not line.startswith("ERROR: [")), "no reason given")
+
+
+def _is_cache(name: str) -> bool:
+    return name.startswith("kv_cache")
 
 
 def causal_mask(positions: npt.NDArray[np.int32], capacity: int) -> Floats:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +65,16 @@ class Source:
         """Returns what a worker needs to know."""
         card = self.target.card
         base = card.signatures if card else SignatureOptions()
+        # In one form, so that naming a default does not make another trace of it.
+        base = replace(
+            base,
+            kv_layout=shapes.kv_layout or base.kv_layout,
+            mask_as_input=base.mask_as_input
+            if shapes.mask_as_input is None
+            else shapes.mask_as_input,
+        )
+        lengths = shapes.prefill_lengths
+        shapes = Shapes(tuple(sorted(set(lengths))) if lengths else None, shapes.kv_cache_length)
         return Job(self.model, self.config, self.checkpoint.folder, base, shapes, recipe)
 
 
@@ -127,7 +137,7 @@ def open_adapters(texts: Sequence[str], source: Source, progress: Progress) -> A
         progress: Told of each stage.
 
     Raises:
-        TargetError: A weight is no number.
+        TargetError: A weight is no number, or a folder is not there.
         CheckpointError: An adapter cannot be obtained, read, merged exactly, or does not fit.
     """
     progress("reading the adapters")
@@ -145,6 +155,8 @@ def open_adapters(texts: Sequence[str], source: Source, progress: Progress) -> A
         folder = Path(name).expanduser()
         described = str(folder)
         if not folder.is_dir():
+            if name.startswith((".", "/", "~")):
+                raise TargetError(f"--adapter {name}: no such folder", remedy="check the path")
             repo, _, revision = name.partition("@")
             snapshot = hub.pull_adapter(repo, revision or "main", progress=progress)
             folder, described = snapshot.folder, f"{repo}@{snapshot.commit}"

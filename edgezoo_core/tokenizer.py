@@ -9,6 +9,9 @@ from typing import Any, Protocol
 
 from edgezoo_core.errors import ArtifactError
 
+#: One of them is there where a tokenizer is: of transformers, or SentencePiece's model alone.
+FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
+
 
 class Tokenizer(Protocol):
     """What running a model needs of a tokenizer.
@@ -36,10 +39,10 @@ def load(folder: Path) -> Tokenizer:
     """
     stop = _stop_tokens(folder)
     try:
-        if (folder / "tokenizer.json").is_file() or (folder / "tokenizer_config.json").is_file():
+        if any((folder / name).is_file() for name in FILES[:2]):
             return _HuggingFace(folder, stop)
-        if (folder / "tokenizer.model").is_file():
-            return _SentencePiece(folder / "tokenizer.model", stop)
+        if (folder / FILES[2]).is_file():
+            return _SentencePiece(folder / FILES[2], stop)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as e:
         raise ArtifactError(
             f"the tokenizer in {folder} cannot be loaded: {e}",

@@ -24,7 +24,7 @@ from edgezoo_core.plugins import Plugin
 from edgezoo_core.shapes import Shapes, SignatureOptions, complete
 from edgezoo_core.sources import Source, obtain, open_adapters
 from edgezoo_core.stopwatch import Stopwatch, peak_memory_bytes
-from edgezoo_core.types import Progress, silent
+from edgezoo_core.types import Progress, Recipe, silent
 
 if TYPE_CHECKING:
     from edgezoo_core.adapter_merging import AdapterSet
@@ -105,6 +105,19 @@ def convert(
         jobs or workers.default_jobs(),
         use_cache,
     )
+    return _carry_out(order, engine, watch)
+
+
+def convert_source(
+    source: Source, *, recipe: Recipe, shapes: Shapes, output: Path, progress: Progress = silent
+) -> Conversion:
+    """Converts files that were obtained before; otherwise like `convert`."""
+    job = source.job(recipe, shapes)
+    order = _Order(job, source, None, output, False, workers.default_jobs(), True)
+    return _carry_out(order, "streaming", Stopwatch(progress))
+
+
+def _carry_out(order: _Order, engine: Engine, watch: Stopwatch) -> Conversion:
     # Told before any work, where the length of the cache is known without the model.
     order.path(order.job.shapes.kv_cache_length or order.job.base.kv_cache_length)
     made = (_by_litert if engine == "litert" else _by_streaming)(order, watch)

@@ -18,6 +18,8 @@ COMMANDS = {
     "plugins": "listing",
     "author": "author",
     "convert": "convert",
+    "bundle": "bundle",
+    "verify": "verify",
     "run": "run",
     "cache": "cache",
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import click
@@ -48,7 +49,7 @@ def run_command(
     verbose: bool,
 ) -> None:
     """Let FILE, a converted .tflite, answer a prompt with the LiteRT interpreter."""
-    with working(verbose=verbose) as stages:
+    with working(verbose=verbose) as stages, ExitStack() as stack:
         stages("loading the tokenizer")
         from edgezoo_core import artifact, sources
         from edgezoo_core import tokenizer as tokenizers
@@ -62,7 +63,7 @@ def run_command(
         )
         text = tokenizers.load(folder)
         stages("loading the model")
-        session = Session(file)
+        session = stack.enter_context(Session(file))
         stages.done()
         ids = text.prompt(prompt, chat=not raw)
         began = time.perf_counter()

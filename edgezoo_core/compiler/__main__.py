@@ -15,6 +15,7 @@ import warnings
 from typing import Any
 
 from edgezoo_core import errors
+from edgezoo_core.artifact import DISK_FAULTS
 from edgezoo_core.errors import EdgezooError
 
 
@@ -58,15 +59,26 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = _Parent()
     request = json.loads(sys.stdin.readline())
+    stage = request.pop("stage")
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _quiet(parent)
     try:
         from edgezoo_core.compiler import stages  # what is slow to import may fail, too
 
-        result = stages.STAGES[request.pop("stage")](parent, **request)
+        result = stages.STAGES[stage](parent, **request)
     except EdgezooError as e:
         kind = next(k.__name__ for k in type(e).__mro__ if hasattr(errors, k.__name__))
         parent.tell(error={"kind": kind, "message": e.message, "remedy": e.remedy})
+        return 1
+    except OSError as e:
+        if e.errno not in DISK_FAULTS:
+            traceback.print_exc()
+            return 1
+        # Without its cache a conversion can do, without its output it cannot.
+        kind = "ArtifactError" if stage == "litert" else "CacheError"
+        message = f"{e.filename or 'the disk'} cannot be written: {e.strerror}"
+        remedy = "free some space, or choose another disk"
+        parent.tell(error={"kind": kind, "message": message, "remedy": remedy})
         return 1
     except BaseException:
         traceback.print_exc()

@@ -1,4 +1,4 @@
-"""What workers do: look at a model, trace it, make a skeleton, or run litert-torch's own path."""
+"""What workers do for a conversion: look at a model, trace it, make a skeleton."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from edgezoo_core import plugins
 from edgezoo_core import recipe as recipes
 from edgezoo_core.compiler.job import HEAD, PROGRAM, TRACE, Job, format_name
+from edgezoo_core.compiler.reading_stages import refer, score
 from edgezoo_core.compiler.schema import import_litert_torch
 from edgezoo_core.errors import ConversionError, PluginError
 from edgezoo_core.hooks import LoadedPlugin
@@ -34,7 +35,7 @@ def examine(progress: Progress, job: Mapping[str, Any]) -> dict[str, Any]:
 
     asked = Job.from_json(job)
     module: Any
-    module, *_ = model.author(_plugin(asked), asked.model, asked.config)
+    module, *_ = model.author(load_plugin(asked), asked.model, asked.config)
     return {"context_length": int(module.config.max_seq_len)}
 
 
@@ -49,7 +50,7 @@ def author(progress: Progress, job: Mapping[str, Any], is_compared: bool) -> dic
     asked = Job.from_json(job)
     progress("building the model")
     checkpoint = open_folder(asked.folder, asked.model.source)
-    authored = model.build(_plugin(asked), asked.model, checkpoint, asked.config)
+    authored = model.build(load_plugin(asked), asked.model, checkpoint, asked.config)
     for warning in authored.warnings:
         logger.warning("%s", warning)
     module: Any = model.materialize(authored, progress)
@@ -84,7 +85,7 @@ def trace(
 
     gc.freeze()  # what was imported is no garbage, and need not be looked through
     asked = Job.from_json(job)
-    plugin = _plugin(asked)
+    plugin = load_plugin(asked)
     authored, options = _author(asked, plugin)
     module: Any = authored.module
     model.prepare(authored, options)
@@ -161,7 +162,7 @@ def litert(progress: Progress, job: Mapping[str, Any], output: str, scratch: str
     from edgezoo_core.conversion import litert as path
 
     asked = Job.from_json(job)
-    plugin = _plugin(asked)
+    plugin = load_plugin(asked)
     authored, options = _author(asked, plugin)
     model.prepare(authored, options)
     plan = plugin.quant_recipe(asked.model, authored.module, asked.recipe)
@@ -177,11 +178,12 @@ def litert(progress: Progress, job: Mapping[str, Any], output: str, scratch: str
 
 
 STAGES: Mapping[str, Callable[..., dict[str, Any]]] = {
-    f.__name__: f for f in (examine, author, trace, skeleton, litert)
+    f.__name__: f for f in (examine, author, trace, skeleton, litert, score, refer)
 }
 
 
-def _plugin(job: Job) -> LoadedPlugin:
+def load_plugin(job: Job) -> LoadedPlugin:
+    """Loads the plugin of a job's family."""
     family = job.model.family
     for plugin in plugins.discover():
         if plugin.family == family:
@@ -225,7 +227,7 @@ def _traced(folder: Path, about: Mapping[str, Any]) -> list[TracedSignature]:
 
 def _plan(job: Job, about: Mapping[str, Any]) -> QuantPlan:
     """Meets the recipe with the model: from what the trace noted, unless the plugin answers."""
-    plugin = _plugin(job)
+    plugin = load_plugin(job)
     if plugin.answers("quant_recipe"):
         import_litert_torch()
         authored, _ = _author(job, plugin)

@@ -15,6 +15,7 @@ from edgezoo_core.conversion.floatgraph import WEIGHT_INPUT, WEIGHT_OPERATORS, C
 from edgezoo_core.conversion.merging import MergedGraph
 from edgezoo_core.conversion.sharing import SharedQuantization
 from edgezoo_core.errors import ConversionError
+from edgezoo_core.recipe import FORMATS
 from edgezoo_core.types import WeightFormat, WeightRule
 
 #: Columns of the one row that stands for a weight: every block size divides it.
@@ -107,6 +108,7 @@ class _Restored:
         self._shapes = shapes
         self._result = QuantizedGraph(model, {}, {}, {})
         self._quantizations: dict[StoredMatrix, Any] = {}
+        self._scales_of: dict[tuple[int, int], tuple[int, int | None]] = {}
 
     def result(self) -> QuantizedGraph:
         """Returns the restored graph."""
@@ -138,21 +140,27 @@ class _Restored:
     ) -> None:
         subgraph = self._model.subgraphs[number]
         shape = self._shapes[held.parameter]
-        matrix = StoredMatrix(held, rule.format, (shape[0], shape[1]))
+        matrix = StoredMatrix(held, _storage(rule.format), (shape[0], shape[1]))
         producer = producers.get(index)
         if producer is not None:
             subgraph.tensors[index].shape = np.array(shape, np.int32)
             index = int(producer.inputs[0])
         known = self._result.matrices.get((number, index))
-        if known is not None:
-            if known != matrix:
-                raise _unexpected(f"{held.parameter} has two formats in one tensor")
-            return
+        if known is not None and known != matrix:
+            raise _unexpected(f"{held.parameter} has two formats in one tensor")
         tensor = subgraph.tensors[index]
-        found = _describe(subgraph, tensor, is_dequantized=producer is not None)
+        # A tied weight may be dequantized for one of its operators: as it was, before its first.
+        scales, block = self._scales_of.setdefault(
+            (number, index), graph.scales_of(subgraph, tensor)
+        )
+        found = quantization.describe(
+            graph.DTYPES[tensor.type], scales, block, producer is not None
+        )
         expected = quantization.expected(rule.format, (1, THIN_COLUMNS))
         if found != expected:
             raise _unexpected(f"{held.parameter} is {found}, expected {expected}")
+        if known is not None:
+            return
         tensor.shape = np.array(shape, np.int32)
         self._result.matrices[number, index] = matrix
         if rule.format is not None and not rule.format.is_float:
@@ -201,9 +209,15 @@ class _Restored:
         return _TOKEN.sub(lambda m: self._names[b"t%s_%s_" % (m[1], m[2])], name)
 
 
-def _describe(subgraph: Any, tensor: Any, *, is_dequantized: bool) -> str:
-    scales, block_size = graph.scales_of(subgraph, tensor)
-    return quantization.describe(graph.DTYPES[tensor.type], scales, block_size, is_dequantized)
+def _storage(fmt: WeightFormat | None) -> WeightFormat | None:
+    """Returns the one format that stands for all that store a weight alike."""
+    if fmt is None:
+        return None
+    return next(
+        f
+        for f in FORMATS.values()
+        if f and (f.bits, f.is_float, f.block_size) == (fmt.bits, fmt.is_float, fmt.block_size)
+    )
 
 
 def _unexpected(problem: str) -> ConversionError:

@@ -141,9 +141,9 @@ def plan_of(both, name, folder):
     if name != "mixed":
         return recipe.meet(recipe.resolve(name), both.module, "test")
     path = folder / "mixed.toml"
-    # A tied matrix may be stored in two ways, but a file's own check knows it by one.
+    # Tied, the embedding dequantizes what the head computes with as it is.
     tied = both.module.lm_head.weight is both.module.tok_embedding.weight
-    path.write_text(MIXED.format(head="weight_only_int8" if tied else "fp16"))
+    path.write_text(MIXED.format(head="dynamic_int8" if tied else "fp16"))
     return recipe.meet(recipe.resolve(str(path)), both.module, "test")
 
 

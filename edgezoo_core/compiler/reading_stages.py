@@ -1,0 +1,72 @@
+"""What workers do for a verification: let the artifact, or its reference, read a passage."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from edgezoo_core.types import Progress
+
+
+def score(
+    progress: Progress,
+    path: str,
+    tokens: Sequence[int],
+    start: int,
+    folder: str,
+    prompts: Sequence[Sequence[int]],
+    count: int,
+    vocabulary: int | None,
+) -> dict[str, Any]:
+    """Lets an artifact read a passage, and continue prompts greedily."""
+    gc.enable()
+    from edgezoo_core.runtime import Session
+    from edgezoo_core.verification import subject
+    from edgezoo_core.verification.runs import Passage
+
+    with Session(Path(path)) as session:
+        subject.score(session, Passage(tuple(tokens), start), Path(folder), progress)
+        return {"answers": subject.continuations(session, prompts, count, vocabulary)}
+
+
+def refer(
+    progress: Progress,
+    job: Mapping[str, Any],
+    kind: str,
+    tokens: Sequence[int],
+    start: int,
+    folder: str,
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+    vocabulary: int | None,
+) -> dict[str, Any]:
+    """Lets a reference read a passage, and say where it parts from answers to prompts."""
+    gc.enable()
+    from edgezoo_core.checkpoint import open_folder
+    from edgezoo_core.compiler.job import Job
+    from edgezoo_core.verification import reference
+    from edgezoo_core.verification.runs import Passage
+
+    asked = Job.from_json(job)
+    checkpoint = open_folder(asked.folder, asked.model.source)
+    if kind == "transformers":
+        forward = reference.by_transformers(checkpoint)
+    else:
+        from edgezoo_core import model
+        from edgezoo_core.compiler.schema import import_litert_torch
+        from edgezoo_core.compiler.stages import load_plugin
+
+        import_litert_torch()
+        authored = model.build(load_plugin(asked), asked.model, checkpoint, asked.config)
+        forward = reference.by_author(authored.module, authored.weights)
+    reference.score(forward, Passage(tuple(tokens), start), Path(folder))
+    same = []
+    for prompt, answer in zip(prompts, answers, strict=True):
+        read = (*prompt, *answer[:-1])
+        chosen = reference.choices(forward, read, len(prompt), vocabulary)
+        pairs = list(zip(answer, chosen, strict=True))
+        parted = next((i for i, (a, b) in enumerate(pairs) if a != b), len(pairs))
+        same.append([parted, len(pairs)])
+    return {"same_tokens": same}

@@ -1,0 +1,152 @@
+"""What a verification found, and whether it will do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from edgezoo_core.verification.measures import LayerDifference, Loss
+from edgezoo_core.verification.weights import MatrixError
+
+#: Largest mean KL in nats that a file may lose, by the coarsest format in it. Two to three times
+#: what sound models lose; a model that its format ruins loses far more.
+MAX_KL: Mapping[str, float] = {
+    "none": 1e-6,
+    "fp16": 1e-4,
+    "weight_only_int8": 0.02,
+    "dynamic_int8": 0.06,
+    "int4": 0.25,
+}
+#: Largest difference between the float32 graph and the reference, as a share of the norm. Sums in
+#: another order give about 2e-6.
+MAX_STRUCTURE = 2e-5
+
+
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """The same graph without quantization, in float32, against the reference.
+
+    Attributes:
+        relative_difference: Of the logits: norm of the difference over the norm.
+        bound: Largest that passes.
+        diverges: Where the first difference beyond the bound shows, empty if nowhere.
+    """
+
+    relative_difference: float
+    bound: float
+    diverges: str
+
+    @property
+    def passes(self) -> bool:
+        """Whether the graph computes what the reference does."""
+        return self.relative_difference <= self.bound and not self.diverges
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Every stored row against its source.
+
+    Attributes:
+        matrices: Matrices and vectors that were read.
+        largest: Largest error, in units of half a step of the format.
+        worst: Parameter and row of it.
+        bad: Those beyond half a step: parameter, row, error.
+    """
+
+    matrices: int
+    largest: float
+    worst: str
+    bad: tuple[str, ...]
+
+    @property
+    def passes(self) -> bool:
+        """Whether every row is as near to its source as its format allows."""
+        return not self.bad
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """The shipped file's own outputs against the reference.
+
+    Attributes:
+        loss: See `Loss`.
+        max_kl: Largest mean KL that passes, in nats.
+        same_tokens: For each fixed prompt, greedy tokens that both choose before they part, and
+            how many were compared.
+        farthest_layer: The layer whose cache is farthest from the reference's.
+    """
+
+    loss: Loss
+    max_kl: float
+    same_tokens: tuple[tuple[int, int], ...]
+    farthest_layer: LayerDifference
+
+    @property
+    def passes(self) -> bool:
+        """Whether the file says nearly what the reference says."""
+        return self.loss.mean_kl <= self.max_kl
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The certificate of one artifact.
+
+    Attributes:
+        reference: `transformers` or `authored`.
+        text: What was read.
+        tokens: Tokens of it.
+        structure: None where it was not asked for.
+        weights: Every row; None where the file was made by an engine whose layout is not known.
+        outputs: The file itself.
+        peak_memory_bytes: By stage.
+    """
+
+    reference: str
+    text: str
+    tokens: int
+    structure: Structure | None
+    weights: Weights | None
+    outputs: Outputs
+    peak_memory_bytes: Mapping[str, int]
+
+    @property
+    def passes(self) -> bool:
+        """Whether every part passes that was examined."""
+        parts = (self.structure, self.weights, self.outputs)
+        return all(part.passes for part in parts if part is not None)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns it as plain values, verdicts included."""
+        value = asdict(self)
+        for name in ("structure", "weights", "outputs"):
+            part = getattr(self, name)
+            if part is not None:
+                value[name]["passes"] = part.passes
+        return {**value, "passes": self.passes}
+
+
+def bound(formats: Sequence[str]) -> float:
+    """Returns the mean KL that a file with weights of these formats may lose."""
+    return max(MAX_KL["int4" if "int4" in f else f] for f in formats)
+
+
+def structure(loss: Loss, layers: Sequence[LayerDifference]) -> Structure:
+    """Judges the float32 graph; says behind which layer the first difference shows."""
+    diverges = next(
+        (f"layer {d.layer}" for d in layers if max(d.keys, d.values) > MAX_STRUCTURE), ""
+    )
+    if not diverges and loss.relative_difference > MAX_STRUCTURE:
+        diverges = "after the last cache: the last layer, the final norm, or the head"
+    return Structure(loss.relative_difference, MAX_STRUCTURE, diverges)
+
+
+def weights(errors: Sequence[MatrixError]) -> Weights:
+    """Judges the stored rows."""
+    worst = max(errors, key=lambda e: e.largest)
+    bad = tuple(
+        f"{e.parameter} row {e.row}: {e.largest:.1f} half steps"
+        for e in errors
+        if not e.largest <= 1
+    )
+    return Weights(len(errors), worst.largest, f"{worst.parameter} row {worst.row}", bad)

@@ -1,0 +1,68 @@
+"""The artifact itself reads a passage, token by token, with the LiteRT runtime."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from edgezoo_core.runtime import Floats, Session
+from edgezoo_core.types import Progress, silent
+from edgezoo_core.verification import runs
+from edgezoo_core.verification.runs import Passage
+
+_LAYER = re.compile(r"kv_cache_k_(\d+)")
+
+
+def score(session: Session, passage: Passage, folder: Path, progress: Progress = silent) -> None:
+    """Reads a passage, the beginning by prefill and the rest by decode.
+
+    Args:
+        session: The artifact; its cache is emptied first.
+        passage: What it reads.
+        folder: Where logits, keys and values go (see `runs.Run`).
+        progress: Told how far it is, in tokens.
+    """
+    session.reset()
+    first = session.feed(passage.tokens[: passage.start])
+    logits = runs.create(folder, "logits", (passage.scored, len(first)))
+    logits[0] = first
+    for number, token in enumerate(passage.tokens[passage.start :], 1):
+        logits[number] = session.feed([token])
+        progress.advance(number, passage.scored - 1)
+    logits.flush()
+    _keep_cache(session.cache(), len(passage.tokens), folder)
+
+
+def continuations(
+    session: Session, prompts: Sequence[Sequence[int]], count: int, vocabulary: int | None
+) -> list[list[int]]:
+    """Returns what the artifact says after each prompt, greedily, `count` tokens each."""
+    answers = []
+    for prompt in prompts:
+        session.reset()
+        answers.append(list(session.generate(prompt, count, vocabulary=vocabulary)))
+    return answers
+
+
+def _keep_cache(cache: dict[str, Floats], used: int, folder: Path) -> None:
+    layers = sorted(int(m[1]) for m in map(_LAYER.fullmatch, cache) if m)
+    first_key, first_value = cache["kv_cache_k_0"], cache["kv_cache_v_0"]
+    # Default layout: both [1, S, Hkv, D]; transposed: k [1, Hkv, S, D] and v [1, Hkv, D, S].
+    is_default = first_key.shape == first_value.shape
+    axes = ((1, 0, 2), (1, 0, 2)) if is_default else ((0, 1, 2), (0, 2, 1))
+    for kind, order in zip(("k", "v"), axes, strict=True):
+        blocks = [cache[f"kv_cache_{kind}_{i}"][0].transpose(order)[:, :used] for i in layers]
+        kept = runs.create(
+            folder, "keys" if kind == "k" else "values", (len(blocks), *blocks[0].shape)
+        )
+        for number, block in enumerate(blocks):
+            kept[number] = block
+        kept.flush()
+
+
+def is_finite(logits: Floats) -> bool:
+    """Whether no logit is NaN or infinite."""
+    return bool(np.isfinite(logits).all())

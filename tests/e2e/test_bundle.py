@@ -1,0 +1,152 @@
+"""The command `bundle` on a real model, run by LiteRT-LM's own command."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+#: Longer than both prefill lengths, 8 and 128, and no multiple of either.
+STORY = (
+    "Lighthouses stand on rocky coasts and warn ships of danger. Their lamps once burned whale oil,"
+    " later kerosene, and today most of them use electric light. A lens made of many glass rings,"
+    " invented by Augustin Fresnel in 1822, bends the light into a narrow beam that can be seen"
+    " from more than thirty kilometres away. Each lighthouse flashes in a pattern of its own, so"
+    " that sailors can tell one from another at night. Keepers used to live in the tower with their"
+    " families, trimming wicks, winding clockwork and writing down the weather. Nowadays nearly all"
+    " lighthouses are automatic, and many of the old towers have become museums, hotels or homes."
+)
+PROMPTS = (
+    "What is the capital of France?",
+    "Name three fruits.",
+    "Write 123 + 45 as words,\nplease: \u00e9\u00e8 \U0001f600",
+    f"{STORY}\n\nWhat is this text about? Answer in one sentence.",
+    f"{STORY}\n\nSummarize the text.",
+)
+
+
+def edgezoo(*arguments, code=0):
+    done = subprocess.run(
+        [BIN / "edgezoo", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def litert_lm(path, prompt):
+    """Runs a bundle greedily. The exit code is 0 even on failure, so the text counts."""
+    done = subprocess.run(
+        [BIN / "litert-lm", "run", path, "--prompt", prompt, "--temperature", "0", "--top-k", "1"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """What `convert` made of SmolLM2 with the defaults."""
+    folder = tmp_path_factory.mktemp("real")
+    checkpoint = folder / "smollm2-135m"
+    subprocess.run([sys.executable, ROOT / "examples" / "smollm2.py", checkpoint], check=True)
+    return json.loads(edgezoo("convert", checkpoint, "--output", folder, "--json").stdout)
+
+
+@pytest.fixture(scope="module")
+def bundle(model):
+    """What `bundle --json` gave."""
+    return json.loads(edgezoo("bundle", model["path"], "--json").stdout)
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_litert_lm_answers_as_the_interpreter_does(prompt, model, bundle):
+    command = ("run", model["path"], "--prompt", prompt, "--max-tokens", 900, "--json")
+    expected = json.loads(edgezoo(*command).stdout)
+    print(len(expected["prompt_tokens"]), "tokens ->", expected["text"])
+    # An answer that is cut would be cut elsewhere by LiteRT-LM.
+    assert 3 < len(expected["answer_tokens"]) < 900
+    assert litert_lm(bundle["path"], prompt).strip() == expected["text"].strip()
+
+
+def test_what_it_says_of_the_bundle_is_so(model, bundle):
+    path = Path(bundle["path"])
+    assert path == Path(model["path"]).with_suffix(".litertlm")
+    content = path.read_bytes()
+    assert bundle["size_bytes"] == len(content)
+    assert bundle["sha256"] == hashlib.sha256(content).hexdigest()
+    assert (bundle["tokenizer"], bundle["start_token"]) == ("huggingface", None)
+    assert bundle["stop_tokens"] == [2]
+    prompts = bundle["prompt_templates"]
+    # Its template speaks of itself first, which prefixes and suffixes cannot.
+    assert prompts["kind"] == "generated_jinja"
+    assert prompts["user"] == {"prefix": "<|im_start|>user\n", "suffix": "<|im_end|>\n"}
+
+
+def test_manifest_has_the_bundle_and_all_that_it_had(model, bundle):
+    path = Path(model["path"]).with_suffix(".manifest.json")
+    manifest = json.loads(path.read_text())
+    recorded = manifest.pop("bundle")
+    assert manifest == model["manifest"]
+    assert recorded == {k: v for k, v in bundle.items() if k != "path"}
+
+
+def test_what_stands_there_stays_unless_forced(model, bundle):
+    path = Path(bundle["path"])
+    before = path.stat()
+    done = edgezoo("bundle", model["path"], code=1)
+    assert "Error:" in done.stderr
+    assert "--force" in done.stderr
+    assert path.stat().st_mtime_ns == before.st_mtime_ns
+    done = edgezoo("bundle", model["path"], "--force")
+    assert bundle["sha256"] in done.stdout
+    assert path.stat().st_ino != before.st_ino
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == bundle["sha256"]
+
+
+def test_a_bare_file_takes_a_named_tokenizer(model, bundle, tmp_path):
+    bare = tmp_path / "bare.tflite"
+    shutil.copy(model["path"], bare)
+    done = edgezoo("bundle", bare, code=1)
+    assert "--tokenizer" in done.stderr
+    assert names(tmp_path) == ["bare.tflite"]
+    source = model["manifest"]["checkpoint"]["folder"]
+    made = json.loads(
+        edgezoo(
+            *("bundle", bare, "--tokenizer", source, "--output", tmp_path / "new", "--json")
+        ).stdout
+    )
+    assert made["path"] == str(tmp_path / "new" / "bare.litertlm")
+    assert made["sha256"] == bundle["sha256"]
+    assert names(tmp_path) == ["bare.tflite", "new"]
+
+
+def test_a_folder_that_cannot_be_written_is_told(model, tmp_path):
+    (tmp_path / "taken").write_text("a file")
+    output = tmp_path / "taken" / "x.litertlm"
+    done = edgezoo("bundle", model["path"], "--output", output, code=1)
+    assert "cannot be written" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_folder_without_tokenizer_is_told(model, tmp_path):
+    output = tmp_path / "x.litertlm"
+    done = edgezoo("bundle", model["path"], "--tokenizer", tmp_path, "--output", output, code=1)
+    assert "no tokenizer" in done.stderr
+    assert names(tmp_path) == []
