@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from same_graph import differences
 from edgezoo_core import compiler, recipe, sources, zoo
 from edgezoo_core.cache import Cache
 from edgezoo_core.compiler import workers
-from edgezoo_core.errors import ArtifactError, ConversionError
+from edgezoo_core.errors import ArtifactError, CacheError, ConversionError, TargetError
 from edgezoo_core.shapes import Shapes
 from edgezoo_core.types import silent
 
@@ -82,10 +83,22 @@ def test_second_time_the_cache_gives_the_same_bytes(saved, first, warm, tmp_path
     assert content(again) == content(first)
 
 
+def test_naming_a_default_is_the_same_trace(saved, first, warm, tmp_path):
+    shapes = Shapes((4, 4), 32, "transposed", mask_as_input=True)
+    again = zoo.convert(str(saved.folder), shapes=shapes, output=tmp_path, jobs=1)
+    assert again.from_cache == ("trace", "skeleton")
+    assert content(again) == content(first)
+
+
 def test_another_recipe_traces_nothing(saved, warm, tmp_path):
     made = convert(saved.folder, tmp_path, recipe="fp16")
     assert made.from_cache == ("trace",)
     assert not any(stage.startswith("tracing") for stage in made.seconds)
+
+
+def test_adapter_folder_that_is_not_there(saved, tmp_path):
+    with pytest.raises(TargetError, match=r"--adapter \./nowhere: no such folder"):
+        convert(saved.folder, tmp_path, adapters=["./nowhere"])
 
 
 def test_another_checkpoint_of_the_config_gets_nothing_of_the_first(saved, warm, tmp_path):
@@ -130,6 +143,17 @@ def test_a_cache_that_cannot_be_written_is_done_without(
     made = convert(saved.folder, tmp_path / "out")
     assert "converting without the cache" in caplog.text
     assert content(made) == content(first)
+
+
+def test_full_disk_of_a_worker_is_told(saved, tmp_path):
+    job = sources.obtain(str(saved.folder)).job(recipe.resolve("none"), SHAPES).to_json()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))  # workers inherit it
+    try:
+        with pytest.raises(CacheError, match=r"prefill_4\.tflite cannot be written|disk cannot be"):
+            workers.run("trace", [{"job": job, "folder": str(tmp_path), "share": [0, 1]}])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def compilation(source, job, plugin=None, checkpoint=None):

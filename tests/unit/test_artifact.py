@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import platform
+import subprocess
+import sys
 
 import pytest
 
@@ -39,6 +43,24 @@ def test_fault_keeps_what_was_there_and_leaves_nothing(tmp_path, fault):
     with pytest.raises(type(fault)):
         fail()
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("a.tflite", b"before")]
+
+
+def test_what_a_killed_process_left_is_swept(tmp_path):
+    path = tmp_path / "a.tflite"
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    host = platform.node()
+    stale = tmp_path / f".a.tflite.{host}.{gone.pid}.output.partial"
+    kept = [
+        tmp_path / f".a.tflite.{host}.{os.getpid()}.other.partial",  # a living process's
+        tmp_path / f".a.tflite.elsewhere.{gone.pid}.output.partial",  # another machine's
+        tmp_path / f".b.tflite.{host}.{gone.pid}.output.partial",  # another file's
+    ]
+    for file in (stale, *kept):
+        file.write_bytes(b"part")
+    with artifact.writing(path) as (partial, _):
+        partial.write_bytes(b"whole")
+    assert {p.name for p in tmp_path.iterdir()} == {"a.tflite", *(f.name for f in kept)}
 
 
 def test_full_disk_is_told(tmp_path):
