@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,7 +14,7 @@ from edgezoo_core import recipe as recipes
 from edgezoo_core import tokenizer as tokenizers
 from edgezoo_core.compiler import workers
 from edgezoo_core.errors import ArtifactError, VerificationError
-from edgezoo_core.shapes import Shapes
+from edgezoo_core.shapes import Shapes, SignatureOptions, complete
 from edgezoo_core.sources import Source
 from edgezoo_core.types import Progress, Recipe, silent
 
@@ -115,7 +115,6 @@ class _Judge:
         same = self._refer(answers)
         structure = self._structure() if with_structure else None
         outputs = self._outputs(max_kl, same)
-        self._progress("reading every stored row")
         weights = self._weights()
         return Report(
             self._reference,
@@ -164,9 +163,8 @@ class _Judge:
         output = self._scratch / "float32.tflite"
         if set(self._manifest["recipe"]["weights"].values()) == {"none"}:
             return report.structure(*self._compared("subject"))
-        options = Shapes(**self._manifest["options"])
         zoo.convert_source(
-            self._source, recipe=recipes.resolve("none"), shapes=options, output=output,
+            self._source, recipe=recipes.resolve("none"), shapes=self._shapes(), output=output,
             progress=self._progress,
         )  # fmt: skip
         self._score(output, "structure", ())
@@ -199,7 +197,7 @@ class _Judge:
         if self._manifest["engine"] != "streaming":
             return None
         asked = recipe_of(self._manifest["recipe"])
-        job = self._source.job(asked, Shapes(**self._manifest["options"]))
+        job = self._source.job(asked, self._shapes())
         with compiler.open_cache() as cache:
             compiled = compiler.compile_job(
                 job,
@@ -215,10 +213,21 @@ class _Judge:
                 f"{self._path} is laid out otherwise than this version does it",
                 remedy="convert it again, or verify it with the versions of its manifest",
             )
+        self._progress("reading every stored row")
         errors = weights.compare(
             self._path, compiled.program, self._source.checkpoint, self._progress
         )
         return report.weights(errors)
+
+    def _shapes(self) -> Shapes:
+        """Returns the file's shapes, its defaults unnamed, so that its trace is found again."""
+        options = SignatureOptions(**self._manifest["options"])
+        base = self._source.job(recipes.resolve("none"), Shapes()).base
+        given = Shapes(**asdict(options))
+        base = replace(base, kv_layout=options.kv_layout, mask_as_input=options.mask_as_input)
+        if options == complete(Shapes(), base, base.kv_cache_length):
+            return Shapes(kv_layout=options.kv_layout, mask_as_input=options.mask_as_input)
+        return given
 
     def _folder(self, name: str) -> Path:
         folder = self._scratch / name

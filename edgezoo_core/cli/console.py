@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import sys
@@ -9,7 +10,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import IO, Any, TextIO
 
 import click
@@ -105,6 +106,7 @@ def _quiet() -> Iterator[None]:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_UPDATE_CHECK", "1")
     logging.getLogger().setLevel(logging.CRITICAL)
+    atexit.register(_mute)
     with tempfile.TemporaryFile() as log, warnings.catch_warnings(), ExitStack() as stack:
         warnings.simplefilter("ignore")
         for name, descriptor in (("stdout", 1), ("stderr", 2)):
@@ -116,6 +118,15 @@ def _quiet() -> Iterator[None]:
         except Exception:
             _show_tail(log)
             raise
+
+
+def _mute() -> None:
+    """Ends stderr with the program's last word: C++ libraries say good-bye when they are freed."""
+    with suppress(OSError, ValueError):
+        sys.stderr.flush()
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    os.close(null)
 
 
 @contextmanager

@@ -16,8 +16,8 @@ GREEDY = ["--temperature", "0", "--top-k", "1"]
 PROMPTS = ["What is the capital of France?", "Name three fruits.", "Why is the sky blue?"]
 
 
-def edgezoo(*arguments):
-    """Runs the command and returns what it printed to stdout."""
+def edgezoo(*arguments, code=0):
+    """Runs the command, which ends with this exit code; returns what it printed to stdout."""
     done = subprocess.run(
         [BIN / "edgezoo", *map(str, arguments)],
         capture_output=True,
@@ -25,7 +25,7 @@ def edgezoo(*arguments):
         check=False,
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == code, done.stderr
     return done.stdout
 
 
@@ -93,6 +93,28 @@ def test_int8_manifest_tells_where_it_comes_from(int8, checkpoint):
     assert manifest["recipe"]["weights"]["layers.29.down"] == "dynamic_int8"
     assert [s["name"] for s in manifest["signatures"]] == ["prefill_8", "prefill_128", "decode"]
     assert Path(int8["path"]).stat().st_size == manifest["artifact"]["size_bytes"] < 150e6
+
+
+def test_default_file_is_still_the_model(int8):
+    report = json.loads(edgezoo("verify", int8["path"], "--json"))
+    print(report)
+    assert report["passes"]
+    assert report["reference"] == "transformers"
+    assert report["structure"]["relative_difference"] < 1e-5
+    assert report["weights"]["largest"] <= 1
+    assert report["outputs"]["loss"]["mean_kl"] < 0.04
+    assert report["outputs"]["loss"]["top1"] > 0.9
+
+
+def test_int4_that_ruins_a_model_is_caught_by_its_outputs(checkpoint, tmp_path):
+    out = edgezoo(
+        *("convert", checkpoint, "--recipe", "dynamic_int4_block32", "--output", tmp_path, "--json")
+    )
+    path = json.loads(out)["path"]
+    report = json.loads(edgezoo("verify", path, "--no-structure", "--json", code=3))
+    assert report["weights"]["passes"]  # stored as well as four bits can
+    assert not report["outputs"]["passes"]
+    assert report["outputs"]["loss"]["mean_kl"] > 0.3
 
 
 def test_default_file_runs_in_litert_lm(int8, checkpoint, tmp_path):
