@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import platform
@@ -13,10 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgezoo_core.errors import ArtifactError
-
-#: Faults of an output's disk; any other OSError while a file is made has another cause.
-DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
+from edgezoo_core.errors import DISK_FAULTS, ArtifactError
 
 _HOST = platform.node() or "host"
 

@@ -28,7 +28,7 @@ from edgezoo_core.cache.entry import (
     write_record,
 )
 from edgezoo_core.cache.settings import REMEDY, default_limit_bytes, default_root
-from edgezoo_core.errors import CacheError
+from edgezoo_core.errors import DISK_FAULTS, CacheError
 
 __all__ = ["Cache", "Entry", "Adding", "Kind", "KINDS", "digest", "default_root"]
 
@@ -38,7 +38,6 @@ logger = logging.getLogger(__name__)
 DAY_S = 24 * 60 * 60
 
 _PARTIAL = re.compile(r"[0-9]+-[0-9a-f]{16}")
-_DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 _TAKEN = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}
 
 
@@ -91,7 +90,7 @@ class Cache:
             folder, descriptor = self._begin()
         try:
             adding = Adding(folder, parts or {})
-            with _telling(self.root, _DISK_FAULTS):
+            with _telling(self.root, DISK_FAULTS):
                 yield adding
             parts = adding.parts
             target = self._folder(kind) / digest(parts)

@@ -15,8 +15,7 @@ import warnings
 from typing import Any
 
 from edgezoo_core import errors
-from edgezoo_core.artifact import DISK_FAULTS
-from edgezoo_core.errors import EdgezooError
+from edgezoo_core.errors import DISK_FAULTS, EdgezooError
 
 
 class _Parent:

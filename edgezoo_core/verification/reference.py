@@ -64,11 +64,9 @@ def by_author(module: Any, weights: Mapping[str, LazyTensor]) -> Forward:
     """Returns the re-authored module, parameters on meta, with the weights it is to have."""
     from litert_torch.generative.layers.kv_cache import KV_LAYOUT_TRANSPOSED, KVCache
 
-    first: dict[int, str] = {}
-    for name, parameter in module.named_parameters(remove_duplicate=False):
-        first.setdefault(id(parameter), name)
-    named = dict(module.named_parameters(remove_duplicate=False))
-    _stream(module, _Mapped(weights, {n: first[id(p)] for n, p in named.items()}))
+    first = {id(p): n for n, p in module.named_parameters()}
+    every = module.named_parameters(remove_duplicate=False)
+    _stream(module, _Mapped(weights, {n: first[id(p)] for n, p in every}))
 
     def forward(tokens: torch.Tensor, start: int) -> Any:
         length = tokens.shape[1]
@@ -133,7 +131,7 @@ class _ByName(Mapping[str, torch.Tensor]):
     def _stored(self, name: str) -> str:
         if name in self._tied:
             return self._tied[name]
-        # Some checkpoints are saved from the decoder alone, some tensors stand under another tie.
+        # Some checkpoints are saved from the decoder alone.
         return name if name in self._checkpoint.tensors else name.removeprefix("model.")
 
 

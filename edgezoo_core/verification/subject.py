@@ -6,8 +6,6 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from edgezoo_core.runtime import Floats, Session
 from edgezoo_core.types import Progress, silent
 from edgezoo_core.verification import runs
@@ -61,8 +59,3 @@ def _keep_cache(cache: dict[str, Floats], used: int, folder: Path) -> None:
         for number, block in enumerate(blocks):
             kept[number] = block
         kept.flush()
-
-
-def is_finite(logits: Floats) -> bool:
-    """Whether no logit is NaN or infinite."""
-    return bool(np.isfinite(logits).all())
