@@ -102,7 +102,7 @@ def _print(report: Report) -> None:
         (
             "outputs",
             _verdict(report.outputs.passes),
-            f"mean KL {loss.mean_kl:.2e} nats (allowed {report.outputs.max_kl:.0e})",
+            f"mean KL {loss.mean_kl:.2e} nats (allowed {report.outputs.max_kl:.3g})",
         )
     )
     click.echo(table(rows, ("PART", "VERDICT", "FOUND")))
