@@ -19,6 +19,9 @@ from ai_edge_litert.compiled_model import CompiledModel
 from ai_edge_litert.hardware_accelerator import HardwareAccelerator
 from ai_edge_litert.options import CpuOptions, Options
 
+from edgezoo_core import artifact
+from edgezoo_core import decoder as decoders
+from edgezoo_core.decoder import EntryPoint
 from edgezoo_core.errors import ArtifactError
 
 Floats = npt.NDArray[np.float32]
@@ -65,41 +68,40 @@ class Session:
         path: The .tflite.
         num_threads: Threads of the interpreter; None takes one per core.
 
+    Attributes:
+        decoder: What the file says about itself.
+        capacity: Slots of the KV cache.
+        position: Slots that are filled.
+
     Raises:
         ArtifactError: The file cannot be loaded, or has no prefill and decode signatures.
     """
 
     def __init__(self, path: Path, num_threads: int | None = None) -> None:
         cpu = CpuOptions(num_threads=num_threads or os.cpu_count() or 1)
+        # Read here first: the runtime's own words for what is no such file are none.
+        self.decoder = decoders.read(artifact.read(path))
         try:
-            # Mapped here first: the runtime's own words for a missing file are none.
-            path.open("rb").close()
             self._model: Any = CompiledModel.from_file(
                 str(path),
                 options=Options(hardware_accelerators=HardwareAccelerator.CPU, cpu_options=cpu),
             )
-            names = self._model.get_signature_list()
         except (OSError, ValueError, RuntimeError) as e:
             raise ArtifactError(
                 f"{path} cannot be loaded: {_reason(e)}", remedy="convert it again"
             ) from e
-        if "decode" not in names or not any(n.startswith("prefill") for n in names):
-            raise ArtifactError(
-                f"{path} has signatures {sorted(names)}, expected prefill_<n> and decode",
-                remedy="name a file that edgezoo or litert-torch converted",
-            )
-        self._steps = {1: _Step(self._model, "decode")}
-        for name in names:
+        found = self.decoder.signatures
+        self._steps = {1: _Step(self._model, found["decode"])}
+        for name, signature in found.items():
             if name.startswith("prefill"):
-                step = _Step(self._model, name)
+                step = _Step(self._model, signature)
                 self._steps.setdefault(step.length, step)
-        decode = self._model.get_input_tensor_details("decode")
-        self._shapes = {n: tuple(d["shape"]) for n, d in decode.items() if _is_cache(n)}
+        self._shapes = {n: t.shape for n, t in found["decode"].inputs.items() if _is_cache(n)}
         self._read, self._written = (
             {n: self._model.create_input_buffer_by_name("decode", n) for n in self._shapes}
             for _ in range(2)
         )
-        self.capacity = self._capacity(decode)
+        self.capacity = self.decoder.cache.capacity
         self.reset()
 
     def __enter__(self) -> Self:
@@ -190,13 +192,6 @@ class Session:
                 return
             logits = self.feed([token])
 
-    def _capacity(self, details: Any) -> int:
-        if "mask" in details:
-            return int(details["mask"]["shape"][-1])
-        key, value = (self._shapes[n] for n in ("kv_cache_k_0", "kv_cache_v_0"))
-        # Default layout: k and v both [1, S, Hkv, D]; transposed: [1, Hkv, S, D], [1, Hkv, D, S].
-        return int(key[1] if key == value else key[2])
-
     def _next_length(self, rest: int) -> int:
         """Picks the signature for what is left: its length, or 1 for decode."""
         room = self.capacity - self.position
@@ -216,19 +211,17 @@ class Session:
 class _Step:
     """One signature with its buffers, but for the cache."""
 
-    def __init__(self, model: Any, name: str) -> None:
+    def __init__(self, model: Any, signature: EntryPoint) -> None:
         self._model = model
-        self._name = name
-        details = model.get_input_tensor_details(name)
-        self.length = int(details["input_pos"]["shape"][0])
-        self._inputs = {
-            n: model.create_input_buffer_by_name(name, n) for n in details if not _is_cache(n)
-        }
-        self._outputs = {
-            n: model.create_output_buffer_by_name(name, n)
-            for n in model.get_output_tensor_details(name)
-            if not _is_cache(n)
-        }
+        self._name = name = signature.name
+        self.length = signature.inputs["input_pos"].shape[0]
+        self._inputs, self._outputs = (
+            {n: create(name, n) for n in tensors if not _is_cache(n)}
+            for create, tensors in (
+                (model.create_input_buffer_by_name, signature.inputs),
+                (model.create_output_buffer_by_name, signature.outputs),
+            )
+        )
 
     def run(
         self,

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from edgezoo_core import artifact
+from edgezoo_core import decoder as decoders
 from edgezoo_core.artifact import Artifact
-from edgezoo_core.bundle import kv_cache, metadata, packing, prompts, vocabulary
-from edgezoo_core.bundle.kv_cache import KvCache
+from edgezoo_core.bundle import metadata, packing, prompts, vocabulary
 from edgezoo_core.bundle.prompts import Prompts, Turn
 from edgezoo_core.bundle.vocabulary import Form, Vocabulary
+from edgezoo_core.decoder import Decoder
 from edgezoo_core.errors import ArtifactError
 from edgezoo_core.types import Progress, silent
 
@@ -101,17 +102,17 @@ def build(converted: Artifact, texts: Path, output: Path, progress: Progress = s
         ArtifactError: The file, its tokenizer, or the output will not do; what stood at `output`
             before is whole.
     """
-    cache = kv_cache.read(converted)
+    decoder = decoders.read(converted)
     progress("reading the tokenizer")
     words = vocabulary.load(texts)
-    _refuse_foreign(words, cache, converted.path, texts)
+    _refuse_foreign(words, decoder, converted.path, texts)
     found = _find_prompts(words, texts)
     generation = metadata.read_json(texts / "generation_config.json")
     configs = (generation, metadata.read_json(texts / "config.json"))
     stop = metadata.stop_tokens(words, found, configs)
-    drawn = metadata.sampling(generation, cache.vocabulary)
-    about = metadata.llm(words, found, stop, drawn, cache)
-    packed = _write(converted, words, about, metadata.executor(cache), output, progress)
+    drawn = metadata.sampling(generation, decoder.vocabulary)
+    about = metadata.llm(words, found, stop, drawn, decoder)
+    packed = _write(converted, words, about, metadata.executor(decoder.cache), output, progress)
     bundle = Bundle(
         output,
         packed.size_bytes,
@@ -120,7 +121,7 @@ def build(converted: Artifact, texts: Path, output: Path, progress: Progress = s
         found,
         words.start_token,
         stop,
-        cache.capacity,
+        decoder.cache.capacity,
     )
     if converted.manifest is not None:
         record = bundle.record(converted.path.parent)
@@ -168,10 +169,10 @@ def _write(
     return packed
 
 
-def _refuse_foreign(words: Vocabulary, cache: KvCache, path: Path, texts: Path) -> None:
-    if words.size > cache.vocabulary:
+def _refuse_foreign(words: Vocabulary, decoder: Decoder, path: Path, texts: Path) -> None:
+    if words.size > decoder.vocabulary:
         raise ArtifactError(
-            f"the tokenizer in {texts} has {words.size} ids, {path} knows {cache.vocabulary}",
+            f"the tokenizer in {texts} has {words.size} ids, {path} knows {decoder.vocabulary}",
             remedy="pass --tokenizer with the tokenizer of the model's source",
         )
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgezoo_core.bundle.kv_cache import KvCache
 from edgezoo_core.bundle.prompts import Prompts, Turn
 from edgezoo_core.bundle.vocabulary import Vocabulary
+from edgezoo_core.decoder import Decoder, KvCache
 from edgezoo_core.errors import ArtifactError
 
 
@@ -87,7 +87,7 @@ def llm(
     prompts: Prompts,
     stop: Iterable[int],
     drawn: Sampling | None,
-    cache: KvCache,
+    decoder: Decoder,
 ) -> bytes:
     """Returns the serialized LlmMetadata.
 
@@ -96,11 +96,11 @@ def llm(
         prompts: Prompt templates.
         stop: Ids that end an answer.
         drawn: Defaults of the sampler.
-        cache: How many tokens fit.
+        decoder: How many tokens fit, and which ids it tells apart.
     """
     from litert_lm_builder.runtime.proto import llm_metadata_pb2, sampler_params_pb2
 
-    message = llm_metadata_pb2.LlmMetadata(max_num_tokens=cache.capacity)
+    message = llm_metadata_pb2.LlmMetadata(max_num_tokens=decoder.cache.capacity)
     message.llm_model_type.generic_model.SetInParent()
     if vocabulary.start_token is not None:
         message.start_token.token_ids.ids.append(vocabulary.start_token)
@@ -114,7 +114,7 @@ def llm(
         parameters.temperature, parameters.k = drawn.temperature, drawn.top_k
         parameters.p = drawn.top_p
     # Phi-2's head is longer than its vocabulary: what no text stands for is never chosen.
-    message.suppress_tokens.ids.extend(range(vocabulary.size, cache.vocabulary))
+    message.suppress_tokens.ids.extend(range(vocabulary.size, decoder.vocabulary))
     return bytes(message.SerializeToString(deterministic=True))
 
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from edgezoo_core.runtime import Floats, Session
+from edgezoo_core.runtime import Session
 from edgezoo_core.types import Progress, silent
 from edgezoo_core.verification import runs
 from edgezoo_core.verification.runs import Passage
-
-_LAYER = re.compile(r"kv_cache_k_(\d+)")
 
 
 def score(session: Session, passage: Passage, folder: Path, progress: Progress = silent) -> None:
@@ -31,7 +28,7 @@ def score(session: Session, passage: Passage, folder: Path, progress: Progress =
         logits[number] = session.feed([token])
         progress.advance(number, passage.scored - 1)
     logits.flush()
-    _keep_cache(session.cache(), len(passage.tokens), folder)
+    _keep_cache(session, len(passage.tokens), folder)
 
 
 def continuations(
@@ -45,17 +42,13 @@ def continuations(
     return answers
 
 
-def _keep_cache(cache: dict[str, Floats], used: int, folder: Path) -> None:
-    layers = sorted(int(m[1]) for m in map(_LAYER.fullmatch, cache) if m)
-    first_key, first_value = cache["kv_cache_k_0"], cache["kv_cache_v_0"]
-    # Default layout: both [1, S, Hkv, D]; transposed: k [1, Hkv, S, D] and v [1, Hkv, D, S].
-    is_default = first_key.shape == first_value.shape
-    axes = ((1, 0, 2), (1, 0, 2)) if is_default else ((0, 1, 2), (0, 2, 1))
-    for kind, order in zip(("k", "v"), axes, strict=True):
-        blocks = [cache[f"kv_cache_{kind}_{i}"][0].transpose(order)[:, :used] for i in layers]
-        kept = runs.create(
-            folder, "keys" if kind == "k" else "values", (len(blocks), *blocks[0].shape)
-        )
+def _keep_cache(session: Session, used: int, folder: Path) -> None:
+    cache, layout = session.cache(), session.decoder.cache
+    axes = ((1, 0, 2), (1, 0, 2)) if layout.is_default_layout else ((0, 1, 2), (0, 2, 1))
+    for kind, name, order in zip("kv", ("keys", "values"), axes, strict=True):
+        layers = (cache[f"kv_cache_{kind}_{i}"][0] for i in range(layout.layers))
+        blocks = [layer.transpose(order)[:, :used] for layer in layers]
+        kept = runs.create(folder, name, (len(blocks), *blocks[0].shape))
         for number, block in enumerate(blocks):
             kept[number] = block
         kept.flush()
