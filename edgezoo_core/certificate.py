@@ -287,7 +287,7 @@ def _source(manifest: Mapping[str, Any], progress: Progress) -> Source:
 def _reading(source: Source, manifest: Mapping[str, Any], text: Path | None) -> _Reading:
     capacity = manifest["options"]["kv_cache_length"]
     folder = source.checkpoint.folder
-    if text is None and not any((folder / name).is_file() for name in tokenizers.FILES):
+    if text is None and not zoo.has_tokenizer(folder):
         size = int(source.config["vocab_size"])
         made_up = random.Random(0)  # noqa: S311 - no secret
         tokens = made_up.choices(range(size), k=min(TOKENS, capacity))

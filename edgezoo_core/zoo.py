@@ -12,14 +12,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from edgezoo_core import artifact, compiler, hub
+from edgezoo_core import artifact, bundle, compiler, hub
 from edgezoo_core import checkpoint as checkpoints
 from edgezoo_core import recipe as recipes
+from edgezoo_core import tokenizer as tokenizers
 from edgezoo_core.artifact import Artifact
 from edgezoo_core.checkpoint import SourceFile
 from edgezoo_core.compiler import workers
 from edgezoo_core.compiler.job import Job
-from edgezoo_core.errors import CacheError, ConversionError
+from edgezoo_core.errors import ArtifactError, CacheError, ConversionError
 from edgezoo_core.plugins import Plugin
 from edgezoo_core.shapes import Shapes, SignatureOptions, complete
 from edgezoo_core.sources import Source, obtain, open_adapters
@@ -43,6 +44,7 @@ class Conversion:
 
     Attributes:
         artifact: The file and its manifest.
+        bundle: The .litertlm, None where there is none.
         seconds: Wall time by stage, in order.
         peak_memory_bytes: Largest memory of the processes by stage: of the workers, added up, and
             of this process (`streaming`).
@@ -50,6 +52,7 @@ class Conversion:
     """
 
     artifact: Artifact
+    bundle: Path | None
     seconds: Mapping[str, float]
     peak_memory_bytes: Mapping[str, int]
     from_cache: Sequence[str]
@@ -69,9 +72,10 @@ def convert(
     engine: Engine = "streaming",
     jobs: int | None = None,
     use_cache: bool = True,
+    with_bundle: bool = True,
     progress: Progress = silent,
 ) -> Conversion:
-    """Converts a target to one multi-signature .tflite with a manifest beside it.
+    """Converts a target to one multi-signature .tflite, its bundle, and a manifest beside them.
 
     Args:
         text: A model id, `org/name[@revision]`, or a folder.
@@ -87,6 +91,7 @@ def convert(
         engine: `streaming`, or `litert` for litert-torch's own path.
         jobs: Workers that trace side by side; None takes what cores and memory allow.
         use_cache: Whether traces and skeletons are kept, and used again.
+        with_bundle: Whether a .litertlm is made, too, if the source has a tokenizer.
         progress: Told of each stage.
 
     Raises:
@@ -104,17 +109,52 @@ def convert(
         force,
         jobs or workers.default_jobs(),
         use_cache,
+        with_bundle and has_tokenizer(source.checkpoint.folder),
     )
     return _carry_out(order, engine, watch)
 
 
 def convert_source(
-    source: Source, *, recipe: Recipe, shapes: Shapes, output: Path, progress: Progress = silent
+    source: Source,
+    *,
+    recipe: Recipe,
+    shapes: Shapes,
+    output: Path,
+    adapters: AdapterSet | None = None,
+    engine: Engine = "streaming",
+    with_bundle: bool = False,
+    progress: Progress = silent,
 ) -> Conversion:
     """Converts files that were obtained before; otherwise like `convert`."""
     job = source.job(recipe, shapes)
-    order = _Order(job, source, None, output, False, workers.default_jobs(), True)
-    return _carry_out(order, "streaming", Stopwatch(progress))
+    jobs = workers.default_jobs()
+    order = _Order(job, source, adapters, output, False, jobs, True, with_bundle)
+    return _carry_out(order, engine, Stopwatch(progress))
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Says whether a folder holds a tokenizer."""
+    return any((folder / name).is_file() for name in tokenizers.FILES)
+
+
+def pack(
+    converted: Artifact, texts: Path, output: Path, progress: Progress = silent
+) -> tuple[dict[str, Any], int]:
+    """Bundles a .tflite with its tokenizer for LiteRT-LM, in a worker.
+
+    Args:
+        converted: The .tflite.
+        texts: The folder with the source's tokenizer.
+        output: The .litertlm to write; what stands there is replaced.
+        progress: Told of each stage.
+
+    Returns:
+        What the manifest says of the bundle (`edgezoo_core.bundle.Bundle.record`), and the
+        worker's peak memory in bytes.
+    """
+    request = {"path": str(converted.path), "texts": str(texts), "output": str(output)}
+    (answer,) = workers.run("pack", [request], progress)
+    return dict(answer.result), answer.peak_memory_bytes
 
 
 def _carry_out(order: _Order, engine: Engine, watch: Stopwatch) -> Conversion:
@@ -123,7 +163,18 @@ def _carry_out(order: _Order, engine: Engine, watch: Stopwatch) -> Conversion:
     made = (_by_litert if engine == "litert" else _by_streaming)(order, watch)
     peaks = {**made.peaks, "streaming": peak_memory_bytes()}
     written = artifact.write_manifest(made.path, _manifest(order, made, engine))
-    return Conversion(written, watch.finish(), peaks, made.from_cache)
+    packed = None
+    if order.with_bundle:
+        packed = bundle.default_path(made.path)
+        try:
+            _, peaks["bundle"] = pack(written, order.source.checkpoint.folder, packed, watch)
+        except ArtifactError as e:
+            raise ArtifactError(
+                f"{made.path} is converted, but not bundled: {e.message}",
+                remedy=f"pass --no-bundle to convert; for the bundle, {e.remedy}",
+            ) from e
+        written = artifact.read(made.path)
+    return Conversion(written, packed, watch.finish(), peaks, made.from_cache)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +188,7 @@ class _Order:
     force: bool
     jobs: int
     use_cache: bool
+    with_bundle: bool
 
     def path(self, kv_cache_length: int) -> Path:
         """Returns where the file goes; it must be free unless replacing was asked for."""
@@ -146,6 +198,8 @@ class _Order:
             path /= artifact.file_name(name, self.job.recipe.name, kv_cache_length)
         if not self.force:
             artifact.refuse_existing(path)
+            if self.with_bundle:
+                bundle.refuse_existing(bundle.default_path(path))
         return path
 
 
@@ -170,7 +224,7 @@ def _by_streaming(order: _Order, watch: Stopwatch) -> _Made:
     with ExitStack() as stack:
         compiled = _compile(order, stack, watch)
         path = order.path(compiled.options.kv_cache_length)
-        _warn(compiled.warnings, compiled.growth_bytes, order.job.recipe.name, compiled.options)
+        _warn(compiled.warnings, compiled.growth_bytes, order.job.recipe.name)
         from edgezoo_core.conversion import checking, streaming  # with numpy, later than a refusal
 
         streaming.check_streamable(compiled.program, checkpoint)
@@ -250,7 +304,7 @@ def _by_litert(order: _Order, watch: Stopwatch) -> _Made:
         _hold_against_hub(order.source, files)
         watch("hashing the file")
         written = _written(partial)
-    _warn(result["warnings"], result["growth_bytes"], order.job.recipe.name, options)
+    _warn(result["warnings"], result["growth_bytes"], order.job.recipe.name)
     return _Made(
         path,
         written,
@@ -297,9 +351,7 @@ def _written(path: Path) -> dict[str, Any]:
     return {"size_bytes": path.stat().st_size, "sha256": checkpoints.sha256(path)}
 
 
-def _warn(
-    warnings: Sequence[str], growth_bytes: int, recipe: str, options: SignatureOptions
-) -> None:
+def _warn(warnings: Sequence[str], growth_bytes: int, recipe: str) -> None:
     for warning in warnings:
         logger.warning("%s", warning)
     if growth_bytes:
@@ -308,11 +360,6 @@ def _warn(
             " file carries both, %.1f MB more",
             recipe,
             growth_bytes / 1e6,
-        )
-    if options.kv_layout == "default" and not options.mask_as_input:
-        logger.warning(
-            "LiteRT-LM misreads the capacity of a default-layout KV cache without a mask input;"
-            " choose --kv-layout transposed or --mask-as-input for it"
         )
 
 

@@ -31,7 +31,7 @@ def bundle_command(
 ) -> None:
     """Bundle FILE, a converted .tflite, with its tokenizer and chat template for LiteRT-LM."""
     with working(verbose=verbose) as stages:
-        from edgezoo_core import artifact, bundle, sources
+        from edgezoo_core import artifact, bundle, sources, zoo
 
         converted = artifact.read(file)
         path = bundle.default_path(file, output and output.expanduser())
@@ -42,18 +42,20 @@ def bundle_command(
             if tokenizer
             else sources.text_folder(converted, stages)
         )
-        built = bundle.build(converted, texts, path, stages)
+        record, _ = zoo.pack(converted, texts, path, stages)
         stages.done()
-    record = built.record(built.path.parent)
     if as_json:
-        print_json({"path": str(built.path), **record})
+        print_json({"path": str(path), **record})
         return
     prompts = record["prompt_templates"]["kind"].replace("_", " ")
-    click.echo(f"file            {built.path}")
-    click.echo(f"size            {built.size_bytes / 1e6:.1f} MB")
-    click.echo(f"sha256          {built.sha256}")
-    click.echo(f"tokenizer       {built.tokenizer}")
+    start = "none" if record["start_token"] is None else record["start_token"]
+    click.echo(f"file            {path}")
+    click.echo(f"size            {record['size_bytes'] / 1e6:.1f} MB")
+    click.echo(f"sha256          {record['sha256']}")
+    click.echo(f"tokenizer       {record['tokenizer']}")
     click.echo(f"prompts         {prompts}")
-    click.echo(f"start token     {'none' if built.start_token is None else built.start_token}")
-    click.echo(f"stop tokens     {', '.join(map(str, built.stop_tokens)) or 'none'}")
-    click.echo(f"tokens at most  {built.max_num_tokens}")
+    click.echo(
+        f"start token     {start}"
+    )
+    click.echo(f"stop tokens     {', '.join(map(str, record['stop_tokens'])) or 'none'}")
+    click.echo(f"tokens at most  {record['max_num_tokens']}")

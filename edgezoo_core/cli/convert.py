@@ -1,4 +1,4 @@
-"""convert: from a target to a .tflite."""
+"""convert: from a target to a .tflite and its bundle."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from edgezoo_core.cli.options import (
     source_options,
     verbose_option,
 )
+from edgezoo_core.cli.verify import FAILED, print_report
 from edgezoo_core.shapes import KvLayout, Shapes
 
 if TYPE_CHECKING:
+    from edgezoo_core.verification.report import Report
     from edgezoo_core.zoo import Conversion
 
 
@@ -68,12 +70,26 @@ if TYPE_CHECKING:
     type=click.IntRange(min=1),
     help="Workers.  [default: what cores and memory allow]",
 )
+@click.option(
+    "--bundle/--no-bundle",
+    "with_bundle",
+    default=True,
+    help="Make a .litertlm, too, if the source has a tokenizer.  [default: bundle]",
+)
+@click.option(
+    "--verify",
+    "is_verified",
+    is_flag=True,
+    help="Hold the file against its source afterwards; exit code 3 if it does not pass.",
+)
 @click.option("--no-cache", is_flag=True, help="Neither use nor keep compiled graphs.")
 @click.option("--force", is_flag=True, help="Replace what stands there.")
 @source_options
 @json_option
 @verbose_option
+@click.pass_context
 def convert_command(
+    ctx: click.Context,
     target: str,
     recipe: str | None,
     prefill_lengths: tuple[int, ...],
@@ -84,6 +100,8 @@ def convert_command(
     adapters: tuple[str, ...],
     engine: str,
     jobs: int | None,
+    with_bundle: bool,
+    is_verified: bool,
     no_cache: bool,
     force: bool,
     revision: str | None,
@@ -92,9 +110,9 @@ def convert_command(
     as_json: bool,
     verbose: bool,
 ) -> None:
-    """Convert TARGET to one .tflite with prefill and decode signatures."""
+    """Convert TARGET to one .tflite with prefill and decode signatures, and bundle it."""
     with working(verbose=verbose) as stages:
-        from edgezoo_core import zoo
+        from edgezoo_core import certificate, zoo
 
         shapes = Shapes(
             prefill_lengths or None,
@@ -115,30 +133,46 @@ def convert_command(
             engine=cast("zoo.Engine", engine),
             jobs=jobs,
             use_cache=not no_cache,
+            with_bundle=with_bundle,
             progress=stages,
         )
+        path = conversion.artifact.path
+        report = certificate.verify(path, progress=stages) if is_verified else None
         stages.done()
-    _print(conversion, as_json=as_json)
-
-
-def _print(conversion: Conversion, *, as_json: bool) -> None:
-    manifest = cast("dict[str, Any]", conversion.artifact.manifest)
     if as_json:
-        print_json(
-            {
-                "path": str(conversion.artifact.path),
-                "seconds": {k: round(v, 3) for k, v in conversion.seconds.items()},
-                "peak_memory_bytes": dict(conversion.peak_memory_bytes),
-                "from_cache": list(conversion.from_cache),
-                "manifest": manifest,
-            }
-        )
-        return
+        _print_json(conversion, report)
+    else:
+        _print(conversion)
+        if report:
+            click.echo()
+            print_report(report)
+    if report and not report.passes:
+        ctx.exit(FAILED)
+
+
+def _print_json(conversion: Conversion, report: Report | None) -> None:
+    print_json(
+        {
+            "path": str(conversion.artifact.path),
+            "bundle": str(conversion.bundle) if conversion.bundle else None,
+            "seconds": {k: round(v, 3) for k, v in conversion.seconds.items()},
+            "peak_memory_bytes": dict(conversion.peak_memory_bytes),
+            "from_cache": list(conversion.from_cache),
+            "manifest": conversion.artifact.manifest,
+            **({"verification": report.to_json()} if report else {}),
+        }
+    )
+
+
+def _print(conversion: Conversion) -> None:
+    manifest = cast("dict[str, Any]", conversion.artifact.manifest)
     written = manifest["artifact"]
     signatures = ", ".join(s["name"] for s in manifest["signatures"])
     click.echo(f"file            {conversion.artifact.path}")
     click.echo(f"size            {written['size_bytes'] / 1e6:.1f} MB")
     click.echo(f"sha256          {written['sha256']}")
     click.echo(f"signatures      {signatures}")
+    if conversion.bundle:
+        click.echo(f"bundle          {conversion.bundle}")
     click.echo(f"time            {sum(conversion.seconds.values()):.1f} s")
     click.echo(f"peak memory     {max(conversion.peak_memory_bytes.values()) / 1e9:.2f} GB")

@@ -69,12 +69,13 @@ def verify_command(
     if as_json:
         print_json(report.to_json())
     else:
-        _print(report)
+        print_report(report)
     if not report.passes:
         ctx.exit(FAILED)
 
 
-def _print(report: Report) -> None:
+def print_report(report: Report) -> None:
+    """Prints a certificate for a person."""
     loss = report.outputs.loss
     rows: list[tuple[str, ...]] = []
     if report.structure:

@@ -74,7 +74,7 @@ def main() -> int:
             traceback.print_exc()
             return 1
         # Without its cache a conversion can do, without its output it cannot.
-        kind = "ArtifactError" if stage == "litert" else "CacheError"
+        kind = "ArtifactError" if stage in ("litert", "pack") else "CacheError"
         message = f"{e.filename or 'the disk'} cannot be written: {e.strerror}"
         remedy = "free some space, or choose another disk"
         parent.tell(error={"kind": kind, "message": message, "remedy": remedy})

@@ -1,4 +1,4 @@
-"""What workers do for a verification: let the artifact, or its reference, read a passage."""
+"""What workers do with a finished file: let it, or its reference, read a passage; bundle it."""
 
 from __future__ import annotations
 
@@ -70,3 +70,13 @@ def refer(
         parted = next((i for i, (a, b) in enumerate(pairs) if a != b), len(pairs))
         same.append([parted, len(pairs)])
     return {"same_tokens": same}
+
+
+def pack(progress: Progress, path: str, texts: str, output: str) -> dict[str, Any]:
+    """Bundles a .tflite; returns what the manifest says of the bundle."""
+    gc.enable()
+    from edgezoo_core import artifact, bundle
+
+    converted = artifact.read(Path(path))
+    built = bundle.build(converted, Path(texts), Path(output), progress)
+    return built.record(built.path.parent)

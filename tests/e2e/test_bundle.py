@@ -66,7 +66,8 @@ def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("real")
     checkpoint = folder / "smollm2-135m"
     subprocess.run([sys.executable, ROOT / "examples" / "smollm2.py", checkpoint], check=True)
-    return json.loads(edgezoo("convert", checkpoint, "--output", folder, "--json").stdout)
+    options = ("--no-bundle", "--output", folder, "--json")
+    return json.loads(edgezoo("convert", checkpoint, *options).stdout)
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -103,6 +104,41 @@ def test_manifest_matches_the_file(converted, checkpoint):
         "tokens": ("int32", [1, 1]),
     }
     assert {t["name"]: t["shape"] for t in decode["outputs"]}["logits"] == [1, 1, 300]
+
+
+def test_bundle_is_made_where_there_is_a_tokenizer(converted):
+    report = json.loads(converted.stdout)
+    path = Path(report["bundle"])
+    assert path == Path(report["path"]).with_suffix(".litertlm")
+    recorded = report["manifest"]["bundle"]
+    assert recorded["file"] == path.name
+    assert recorded["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_source_without_tokenizer_gives_the_file_alone(checkpoint, tmp_path):
+    bare = tmp_path / "small"
+    bare.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (bare / name).symlink_to(checkpoint / name)
+    report = json.loads(
+        edgezoo("convert", bare, *SHAPES, "--output", tmp_path / "out", "--json").stdout
+    )
+    assert report["bundle"] is None
+    assert sorted(p.suffix for p in (tmp_path / "out").iterdir()) == [".json", ".tflite"]
+
+
+def test_tokenizer_that_cannot_be_bundled_is_told_and_the_file_stays(checkpoint, tmp_path):
+    broken = tmp_path / "small"
+    shutil.copytree(checkpoint, broken)
+    (broken / "tokenizer.json").write_text("{")
+    output = tmp_path / "out" / "small.tflite"
+    failed = edgezoo("convert", broken, *SHAPES, "--output", output, code=1)
+    assert "is converted, but not bundled" in failed.stderr
+    assert "Fix: pass --no-bundle" in failed.stderr
+    assert sorted(p.name for p in output.parent.iterdir()) == [
+        "small.manifest.json",
+        "small.tflite",
+    ]
 
 
 def test_signatures_of_the_manifest_are_what_the_interpreter_sees(converted):
@@ -221,4 +257,4 @@ def test_not_a_tflite_is_told(tmp_path, checkpoint):
     file = tmp_path / "noise.tflite"
     file.write_bytes(b"noise" * 100)
     failed = edgezoo("run", file, "--prompt", "x", "--tokenizer", checkpoint, code=1)
-    assert "noise.tflite cannot be loaded" in failed.stderr
+    assert "noise.tflite is no .tflite file" in failed.stderr

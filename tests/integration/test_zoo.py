@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import replace
 
 import pytest
 
@@ -68,13 +67,6 @@ def test_growth_of_a_tied_model_is_told(folder, tmp_path, caplog):
         zoo.convert(str(folder), recipe="dynamic_int8_linear", shapes=SMALL, output=tmp_path)
     # 384 rows of 128 weights and a scale.
     assert f"{384 * (128 + 4) / 1e6:.1f} MB more" in caplog.text
-
-
-def test_layout_that_litert_lm_misreads_is_told(folder, tmp_path, caplog):
-    shapes = replace(SMALL, kv_layout="default", mask_as_input=False)
-    with caplog.at_level(logging.WARNING, "edgezoo_core"):
-        zoo.convert(str(folder), shapes=shapes, output=tmp_path)
-    assert "LiteRT-LM misreads the capacity" in caplog.text
 
 
 def test_folder_that_cannot_be_written_is_told(folder, tmp_path):
