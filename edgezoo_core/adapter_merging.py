@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
-from edgezoo_core.adapters import Adapter, LoraPair, StoredCopy
+from edgezoo_core.adapters import Adapter, LoraPair, StoredCopy, open_adapter
+from edgezoo_core.checkpoint import Checkpoint
 from edgezoo_core.errors import CheckpointError, listing, nearest
+from edgezoo_core.tensor_files import StoredTensor
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +47,10 @@ class AdapterSet:
     def record(self) -> list[dict[str, Any]]:
         """Returns what the manifest says of them."""
         return [adapter.record() for adapter in self.adapters]
+
+    def to_json(self) -> list[tuple[str, float, str]]:
+        """Returns what `open_adapters` takes, as plain values."""
+        return [(str(a.folder), a.weight, a.source) for a in self.adapters]
 
     def merge(self, name: str, start: int, rows: torch.Tensor) -> None:
         """Merges all adapters into some rows of a tensor, in place.
@@ -82,6 +89,20 @@ class AdapterSet:
         for pair, product in zip(pairs, self._rows_of(name, pairs, start, stop), strict=True):
             rows += product * pair.scaling
 
+    def merged(self, checkpoint: Checkpoint) -> Checkpoint:
+        """Returns the checkpoint with all adapters merged in, in float32, as tensors are read."""
+
+        def change(name: str, stored: StoredTensor) -> StoredTensor:
+            def merge(values: torch.Tensor) -> torch.Tensor:
+                values = values.to(torch.float32, copy=True)
+                self.merge(name, 0, values)
+                return values
+
+            return stored.changed(merge) if self.touches(name) else stored
+
+        tensors = {name: change(name, tensor) for name, tensor in checkpoint.tensors.items()}
+        return replace(checkpoint, tensors=tensors)
+
     def _rows_of(
         self, name: str, pairs: Sequence[LoraPair], start: int, stop: int
     ) -> Iterator[torch.Tensor]:
@@ -98,6 +119,24 @@ class AdapterSet:
         elif stop == height:
             self._products.clear()
         yield from (product[start:stop] for product in whole)
+
+
+def open_adapters(
+    parts: Iterable[tuple[str, float, str]], checkpoint: Checkpoint, tied: bool | None
+) -> AdapterSet:
+    """Opens adapters and binds them to a checkpoint.
+
+    Args:
+        parts: Folder, weight and source of each (see `edgezoo_core.adapters.open_adapter`).
+        checkpoint: What they are merged into.
+        tied: tie_word_embeddings of its config (see `bind_adapters`).
+
+    Raises:
+        CheckpointError: One cannot be read or merged exactly, or does not fit.
+    """
+    opened = [open_adapter(Path(folder), weight, source) for folder, weight, source in parts]
+    shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
+    return bind_adapters(opened, shapes, source=checkpoint.source, tied=tied)
 
 
 def bind_adapters(

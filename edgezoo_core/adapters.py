@@ -92,6 +92,7 @@ class Adapter:
 
     Attributes:
         source: `org/name@commit`, or the folder's path.
+        folder: Where its files are.
         weight: What its scaling is multiplied by.
         config: The parsed adapter_config.json.
         pairs: In the order of their names.
@@ -100,6 +101,7 @@ class Adapter:
     """
 
     source: str
+    folder: Path
     weight: float
     config: Mapping[str, Any] = field(repr=False)
     pairs: tuple[LoraPair, ...] = field(repr=False)
@@ -157,7 +159,7 @@ def open_adapter(folder: Path, weight: float = 1.0, source: str | None = None) -
         SourceFile(name, (folder / name).stat().st_size, sha256(folder / name))
         for name in (CONFIG, file)
     )
-    return Adapter(source, weight, config, tuple(pairs), tuple(copies), files)
+    return Adapter(source, folder, weight, config, tuple(pairs), tuple(copies), files)
 
 
 def _lora_pair(

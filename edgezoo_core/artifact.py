@@ -113,26 +113,37 @@ def read(path: Path) -> Artifact:
     beside = manifest_path(path)
     if not beside.is_file():
         return Artifact(path, None)
-    try:
-        manifest = json.loads(beside.read_text(encoding="utf-8"))
-        size = manifest["artifact"]["size_bytes"]
-        schema = manifest["schema"]
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise ArtifactError(
-            f"{beside} is no manifest: {type(e).__name__}: {e}", remedy="convert the model again"
-        ) from e
-    if schema != SCHEMA:
-        raise ArtifactError(
-            f"{beside} has schema {schema}, expected {SCHEMA}",
-            remedy="upgrade edgezoo-core, or convert the model again",
-        )
-    actual = path.stat().st_size
+    manifest = read_manifest(beside)
+    size, actual = manifest["artifact"]["size_bytes"], path.stat().st_size
     if size != actual:
         raise ArtifactError(
             f"{path} has {actual} bytes, its manifest says {size}",
             remedy="one of the two was replaced: convert the model again",
         )
     return Artifact(path, manifest)
+
+
+def read_manifest(path: Path) -> Mapping[str, Any]:
+    """Reads a manifest.
+
+    Raises:
+        ArtifactError: It is none, or of another version.
+    """
+    try:
+        manifest: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        int(manifest["artifact"]["size_bytes"])
+        schema = manifest["schema"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as e:
+        raise ArtifactError(
+            f"{path} is no manifest: {type(e).__name__}: {e}",
+            remedy="name a .manifest.json that edgezoo wrote, or convert the model again",
+        ) from e
+    if schema != SCHEMA:
+        raise ArtifactError(
+            f"{path} has schema {schema}, expected {SCHEMA}",
+            remedy="upgrade edgezoo-core, or convert the model again",
+        )
+    return manifest
 
 
 def _sweep(path: Path) -> None:

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import random
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from edgezoo_core import artifact, compiler, sources, zoo
+from edgezoo_core import artifact, compiler, provenance, zoo
 from edgezoo_core import recipe as recipes
 from edgezoo_core import tokenizer as tokenizers
 from edgezoo_core.compiler import workers
-from edgezoo_core.errors import ArtifactError, VerificationError
-from edgezoo_core.shapes import Shapes, SignatureOptions, complete
-from edgezoo_core.sources import Source
-from edgezoo_core.types import Progress, Recipe, silent
+from edgezoo_core.errors import VerificationError
+from edgezoo_core.provenance import Provenance
+from edgezoo_core.shapes import Shapes
+from edgezoo_core.types import Progress, silent
 
 if TYPE_CHECKING:
+    from edgezoo_core.runtime import Runtime
     from edgezoo_core.verification.report import Outputs, Report, Structure, Weights
 
 Reference = Literal["transformers", "authored"]
@@ -55,6 +56,7 @@ def verify(
     path: Path,
     *,
     reference: Reference = "transformers",
+    runtime: Runtime = "litert",
     text: Path | None = None,
     max_kl: float | None = None,
     with_structure: bool = True,
@@ -65,6 +67,7 @@ def verify(
     Args:
         path: The .tflite, with its manifest beside it.
         reference: `transformers`, or `authored` for the re-authored module.
+        runtime: What runs the file: `litert`, or `tensorflow` for TensorFlow's own interpreter.
         text: A text file to read in place of the carried sample.
         max_kl: Largest mean KL in nats that passes, in place of the formats' own.
         with_structure: Whether the same graph is made in float32 and examined as well, which takes
@@ -75,14 +78,12 @@ def verify(
         VerificationError: There is no manifest, or the source is not what it was.
         EdgezooError: The source cannot be had, or the file cannot be run.
     """
-    converted = artifact.read(path)
-    manifest = _manifest(converted)
-    source = _source(manifest, progress)
-    reading = _reading(source, manifest, text)
+    made = provenance.trace(artifact.read(path), progress)
+    reading = _reading(made, text)
     with tempfile.TemporaryDirectory(prefix=".verify-", dir=path.resolve().parent) as scratch:
-        judge = _Judge(path, manifest, source, reading, reference, Path(scratch), progress)
+        judge = _Judge(path, made, reading, reference, runtime, Path(scratch), progress)
         report = judge.report(max_kl, with_structure=with_structure)
-    artifact.write_manifest(path, {**manifest, "verification": report.to_json()})
+    artifact.write_manifest(path, {**made.manifest, "verification": report.record()})
     return report
 
 
@@ -92,18 +93,19 @@ class _Judge:
     def __init__(
         self,
         path: Path,
-        manifest: Mapping[str, Any],
-        source: Source,
+        made: Provenance,
         reading: _Reading,
         reference: Reference,
+        runtime: Runtime,
         scratch: Path,
         progress: Progress,
     ) -> None:
         self._path = path
-        self._manifest = manifest
-        self._source = source
+        self._made = made
+        self._source = made.source
         self._reading = reading
         self._reference = reference
+        self._runtime = runtime
         self._scratch = scratch
         self._progress = progress
         self._peaks: dict[str, int] = {}
@@ -118,6 +120,7 @@ class _Judge:
         weights = self._weights()
         return Report(
             self._reference,
+            self._runtime,
             self._reading.text,
             len(self._reading.tokens),
             structure,
@@ -130,6 +133,7 @@ class _Judge:
         self._progress(f"{path.name} reads")
         request = {
             "path": str(path),
+            "runtime": self._runtime,
             "tokens": self._reading.tokens,
             "start": self._reading.start,
             "folder": str(self._folder(name)),
@@ -146,6 +150,7 @@ class _Judge:
         request = {
             "job": self._source.job(recipes.resolve("none"), Shapes()).to_json(),
             "kind": self._reference,
+            "adapters": self._made.adapters.to_json() if self._made.adapters else [],
             "tokens": self._reading.tokens,
             "start": self._reading.start,
             "folder": str(self._folder("reference")),
@@ -161,12 +166,16 @@ class _Judge:
         from edgezoo_core.verification import report
 
         output = self._scratch / "float32.tflite"
-        if set(self._manifest["recipe"]["weights"].values()) == {"none"}:
+        if set(self._made.manifest["recipe"]["weights"].values()) == {"none"}:
             return report.structure(*self._compared("subject"))
         zoo.convert_source(
-            self._source, recipe=recipes.resolve("none"), shapes=self._shapes(), output=output,
+            self._source,
+            recipe=recipes.resolve("none"),
+            shapes=self._made.shapes,
+            output=output,
+            adapters=self._made.adapters,
             progress=self._progress,
-        )  # fmt: skip
+        )
         self._score(output, "structure", ())
         output.unlink()
         return report.structure(*self._compared("structure"))
@@ -175,7 +184,7 @@ class _Judge:
         from edgezoo_core.verification import report
 
         loss, layers = self._compared("subject")
-        formats = list(self._manifest["recipe"]["weights"].values())
+        formats = list(self._made.manifest["recipe"]["weights"].values())
         return report.Outputs(
             loss,
             report.bound(formats) if max_kl is None else max_kl,
@@ -194,10 +203,9 @@ class _Judge:
     def _weights(self) -> Weights | None:
         from edgezoo_core.verification import report, weights
 
-        if self._manifest["engine"] != "streaming":
+        if self._made.manifest["engine"] != "streaming":
             return None
-        asked = recipe_of(self._manifest["recipe"])
-        job = self._source.job(asked, self._shapes())
+        job = self._source.job(self._made.recipe, self._made.shapes)
         with compiler.open_cache() as cache:
             compiled = compiler.compile_job(
                 job,
@@ -215,19 +223,13 @@ class _Judge:
             )
         self._progress("reading every stored row")
         errors = weights.compare(
-            self._path, compiled.program, self._source.checkpoint, self._progress
+            self._path,
+            compiled.program,
+            self._source.checkpoint,
+            self._made.adapters,
+            self._progress,
         )
         return report.weights(errors)
-
-    def _shapes(self) -> Shapes:
-        """Returns the file's shapes, its defaults unnamed, so that its trace is found again."""
-        options = SignatureOptions(**self._manifest["options"])
-        base = self._source.job(recipes.resolve("none"), Shapes()).base
-        given = Shapes(**asdict(options))
-        base = replace(base, kv_layout=options.kv_layout, mask_as_input=options.mask_as_input)
-        if options == complete(Shapes(), base, base.kv_cache_length):
-            return Shapes(kv_layout=options.kv_layout, mask_as_input=options.mask_as_input)
-        return given
 
     def _folder(self, name: str) -> Path:
         folder = self._scratch / name
@@ -235,57 +237,8 @@ class _Judge:
         return folder
 
 
-def recipe_of(record: Mapping[str, Any]) -> Recipe:
-    """Returns the recipe that a manifest records weight by weight."""
-    parts: dict[str, Any] = {}
-    layers: dict[int, dict[str, Any]] = {}
-    for place, name in record["weights"].items():
-        weight = recipes.FORMATS[name]
-        if place.startswith("layers."):
-            _, index, part = place.split(".", 2)
-            layers.setdefault(int(index), {})[part] = weight
-        else:
-            parts[place] = weight
-    return Recipe(record["name"], None, parts, layers)
-
-
-def _manifest(converted: artifact.Artifact) -> Mapping[str, Any]:
-    if converted.manifest is None:
-        raise ArtifactError(
-            f"{converted.path} has no manifest that names its source",
-            remedy="verify a file that edgezoo converted, its manifest beside it",
-        )
-    if converted.manifest.get("adapters"):
-        raise VerificationError(
-            f"{converted.path} has adapters merged in, which verify cannot follow yet",
-            remedy="merge them with peft into a checkpoint of its own, and convert that",
-        )
-    return converted.manifest
-
-
-def _source(manifest: Mapping[str, Any], progress: Progress) -> Source:
-    checkpoint, model = manifest["checkpoint"], manifest["model"]
-    name = checkpoint["repo"] or checkpoint["folder"]
-    source = sources.obtain(
-        name,
-        revision=checkpoint["commit"],
-        family=model["family"],
-        card=None if checkpoint["repo"] else model["card_id"],
-        progress=progress,
-    )
-    recorded = {f["name"]: f["sha256"] for f in checkpoint["files"]}
-    actual = {f.name: f.sha256 for f in source.checkpoint.hash_files(progress)}
-    changed = sorted(n for n in recorded if recorded[n] != actual.get(n))
-    if changed:
-        raise VerificationError(
-            f"{source.model.source} has changed since the conversion: {', '.join(changed)}",
-            remedy="convert it again",
-        )
-    return source
-
-
-def _reading(source: Source, manifest: Mapping[str, Any], text: Path | None) -> _Reading:
-    capacity = manifest["options"]["kv_cache_length"]
+def _reading(made: Provenance, text: Path | None) -> _Reading:
+    source, capacity = made.source, made.manifest["options"]["kv_cache_length"]
     folder = source.checkpoint.folder
     if text is None and not zoo.has_tokenizer(folder):
         size = int(source.config["vocab_size"])

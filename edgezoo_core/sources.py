@@ -141,13 +141,13 @@ def open_adapters(texts: Sequence[str], source: Source, progress: Progress) -> A
         CheckpointError: An adapter cannot be obtained, read, merged exactly, or does not fit.
     """
     progress("reading the adapters")
-    from edgezoo_core import adapter_merging, adapters
+    from edgezoo_core import adapter_merging
 
-    opened = []
+    parts = []
     for text in texts:
-        name, _, weight = text.partition("=")
+        name, _, weight = text.rpartition("=") if "=" in text else (text, "", "1")
         try:
-            factor = float(weight or 1)
+            factor = float(weight)
         except ValueError as e:
             raise TargetError(
                 f"--adapter {text}: {weight!r} is no number", remedy="write FOLDER=0.5, say"
@@ -160,12 +160,9 @@ def open_adapters(texts: Sequence[str], source: Source, progress: Progress) -> A
             repo, _, revision = name.partition("@")
             snapshot = hub.pull_adapter(repo, revision or "main", progress=progress)
             folder, described = snapshot.folder, f"{repo}@{snapshot.commit}"
-        opened.append(adapters.open_adapter(folder, factor, described))
-    return adapter_merging.bind_adapters(
-        opened,
-        {n: t.shape for n, t in source.checkpoint.tensors.items()},
-        source=source.model.source,
-        tied=source.config.get("tie_word_embeddings"),
+        parts.append((str(folder), factor, described))
+    return adapter_merging.open_adapters(
+        parts, source.checkpoint, source.config.get("tie_word_embeddings")
     )
 
 

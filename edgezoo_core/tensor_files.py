@@ -10,7 +10,7 @@ import json
 import os
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -76,6 +76,10 @@ class StoredTensor:
     def read(self) -> torch.Tensor:
         """Reads it: dtype as stored, on the CPU."""
         return self._get()
+
+    def changed(self, change: Callable[[torch.Tensor], torch.Tensor]) -> StoredTensor:
+        """Returns a tensor whose values are changed once they are read."""
+        return replace(self, _get=lambda: change(self._get()))
 
 
 @dataclass(frozen=True, slots=True)

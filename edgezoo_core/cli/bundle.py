@@ -54,8 +54,6 @@ def bundle_command(
     click.echo(f"sha256          {record['sha256']}")
     click.echo(f"tokenizer       {record['tokenizer']}")
     click.echo(f"prompts         {prompts}")
-    click.echo(
-        f"start token     {start}"
-    )
+    click.echo(f"start token     {start}")
     click.echo(f"stop tokens     {', '.join(map(str, record['stop_tokens'])) or 'none'}")
     click.echo(f"tokens at most  {record['max_num_tokens']}")

@@ -12,6 +12,7 @@ from edgezoo_core.cli.options import json_option, print_json, table, verbose_opt
 
 if TYPE_CHECKING:
     from edgezoo_core.certificate import Reference
+    from edgezoo_core.runtime import Runtime
     from edgezoo_core.verification.report import Report
 
 #: Exit code of a file that was examined and does not pass.
@@ -26,6 +27,13 @@ FAILED = 3
     default="transformers",
     show_default=True,
     help="What is right: transformers' own implementation, or the re-authored module.",
+)
+@click.option(
+    "--runtime",
+    type=click.Choice(["litert", "tensorflow"]),
+    default="litert",
+    show_default=True,
+    help="What runs FILE.",
 )
 @click.option(
     "--text", type=click.Path(path_type=Path), help="What is read; default: a carried sample."
@@ -44,6 +52,7 @@ def verify_command(
     ctx: click.Context,
     file: Path,
     reference: str,
+    runtime: str,
     text: Path | None,
     max_kl: float | None,
     with_structure: bool,
@@ -60,6 +69,7 @@ def verify_command(
         report = certificate.verify(
             file,
             reference=cast("Reference", reference),
+            runtime=cast("Runtime", runtime),
             text=text,
             max_kl=max_kl,
             with_structure=with_structure,
@@ -108,7 +118,8 @@ def print_report(report: Report) -> None:
     )
     click.echo(table(rows, ("PART", "VERDICT", "FOUND")))
     click.echo(
-        f"\nreference       {report.reference}, float32; {report.tokens} tokens of {report.text}"
+        f"\nreference       {report.reference}, float32; {report.tokens} tokens of {report.text};"
+        f" the file in {report.runtime}"
     )
     click.echo(f"99th percentile {loss.p99_kl:.2e} nats")
     click.echo(f"same choice     {loss.top1:.1%} first, {loss.top5:.1%} of the first five")

@@ -5,14 +5,18 @@ from __future__ import annotations
 import gc
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgezoo_core.types import Progress
+
+if TYPE_CHECKING:
+    from edgezoo_core.runtime import Runtime
 
 
 def score(
     progress: Progress,
     path: str,
+    runtime: Runtime,
     tokens: Sequence[int],
     start: int,
     folder: str,
@@ -26,7 +30,7 @@ def score(
     from edgezoo_core.verification import subject
     from edgezoo_core.verification.runs import Passage
 
-    with Session(Path(path)) as session:
+    with Session(Path(path), runtime=runtime) as session:
         subject.score(session, Passage(tuple(tokens), start), Path(folder), progress)
         return {"answers": subject.continuations(session, prompts, count, vocabulary)}
 
@@ -35,6 +39,7 @@ def refer(
     progress: Progress,
     job: Mapping[str, Any],
     kind: str,
+    adapters: Sequence[tuple[str, float, str]],
     tokens: Sequence[int],
     start: int,
     folder: str,
@@ -51,6 +56,11 @@ def refer(
 
     asked = Job.from_json(job)
     checkpoint = open_folder(asked.folder, asked.model.source)
+    if adapters:
+        from edgezoo_core import adapter_merging
+
+        tied = asked.config.get("tie_word_embeddings")
+        checkpoint = adapter_merging.open_adapters(adapters, checkpoint, tied).merged(checkpoint)
     if kind == "transformers":
         forward = reference.by_transformers(checkpoint)
     else:
@@ -80,3 +90,21 @@ def pack(progress: Progress, path: str, texts: str, output: str) -> dict[str, An
     converted = artifact.read(Path(path))
     built = bundle.build(converted, Path(texts), Path(output), progress)
     return built.record(built.path.parent)
+
+
+def bench(
+    progress: Progress,
+    path: str,
+    engine: str,
+    threads: int,
+    points: Sequence[Mapping[str, int]],
+    decode: int,
+    cache: str,
+) -> dict[str, Any]:
+    """Measures a file once: loading, prefill, decode, memory."""
+    gc.enable()
+    from edgezoo_core import measuring
+
+    if engine == "litert-lm":
+        return measuring.litert_lm(Path(path), threads, points, decode, Path(cache))
+    return measuring.interpreter(Path(path), threads, points, decode)

@@ -94,6 +94,7 @@ class Report:
 
     Attributes:
         reference: `transformers` or `authored`.
+        runtime: What ran the file.
         text: What was read.
         tokens: Tokens of it.
         structure: None where it was not asked for.
@@ -103,6 +104,7 @@ class Report:
     """
 
     reference: str
+    runtime: str
     text: str
     tokens: int
     structure: Structure | None
@@ -124,6 +126,12 @@ class Report:
             if part is not None:
                 value[name]["passes"] = part.passes
         return {**value, "passes": self.passes}
+
+    def record(self) -> dict[str, Any]:
+        """Returns what the manifest keeps: what the same files and versions give again."""
+        value = self.to_json()
+        del value["peak_memory_bytes"]
+        return value
 
 
 def bound(formats: Sequence[str]) -> float:

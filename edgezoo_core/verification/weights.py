@@ -21,6 +21,7 @@ from edgezoo_core.recipe import FORMATS
 from edgezoo_core.types import Progress, RowSlice, WeightFormat, silent
 
 if TYPE_CHECKING:
+    from edgezoo_core.adapter_merging import AdapterSet
     from edgezoo_core.checkpoint import Checkpoint
 
 Floats = npt.NDArray[np.float32]
@@ -51,7 +52,11 @@ class MatrixError:
 
 
 def compare(
-    output: Path, program: Program, checkpoint: Checkpoint, progress: Progress = silent
+    output: Path,
+    program: Program,
+    checkpoint: Checkpoint,
+    adapters: AdapterSet | None = None,
+    progress: Progress = silent,
 ) -> list[MatrixError]:
     """Reads every row of every matrix and vector of a file.
 
@@ -59,29 +64,28 @@ def compare(
         output: The artifact.
         program: Where its rows stand.
         checkpoint: Where they come from.
+        adapters: What was merged into them.
         progress: Told how much of the file has been read.
 
     Returns:
         One entry per matrix and vector, in the order of the file.
     """
+    source = _Source(program.sources, checkpoint, adapters)
     results = []
     done, total = 0, sum(m.size_bytes for m in program.matrices)
     with output.open("rb") as file:
         for matrix in program.matrices:
-            results.append(_matrix(file.fileno(), matrix, program.sources, checkpoint))
+            results.append(_matrix(file.fileno(), matrix, source))
             done += matrix.size_bytes
             progress.advance(done, total)
-        vectors = (_vector(file.fileno(), v, program.sources, checkpoint) for v in program.vectors)
-        return [*results, *vectors]
+        return [*results, *(_vector(file.fileno(), v, source) for v in program.vectors)]
 
 
-def _matrix(
-    file: int, matrix: Matrix, sources: Mapping[str, Any], checkpoint: Checkpoint
-) -> MatrixError:
+def _matrix(file: int, matrix: Matrix, source: _Source) -> MatrixError:
     fmt = FORMATS[matrix.format]
     worst, place = 0.0, 0
-    for first, source in _chunks(sources[matrix.parameter], checkpoint):
-        expected = _folded(source, matrix)
+    for first, values in source.chunks(matrix.parameter):
+        expected = _folded(values, matrix)
         errors = _errors(file, matrix, fmt, first, expected)
         row = int(errors.argmax())
         if errors[row] > worst or not np.isfinite(errors[row]):
@@ -141,10 +145,8 @@ def _folded(source: Floats, matrix: Matrix) -> Floats:
     return source * operand if matrix.operation == "*" else source / operand
 
 
-def _vector(
-    file: int, vector: Vector, sources: Mapping[str, Any], checkpoint: Checkpoint
-) -> MatrixError:
-    chunks = [c.reshape(-1) for _, c in _chunks(sources[vector.parameter], checkpoint)]
+def _vector(file: int, vector: Vector, source: _Source) -> MatrixError:
+    chunks = [c.reshape(-1) for _, c in source.chunks(vector.parameter)]
     expected = np.concatenate(chunks)[vector.start : vector.stop] + np.float32(vector.shift)
     raw = os.pread(file, 4 * len(expected), vector.offset)
     stored = np.frombuffer(raw, np.float32).astype(np.float64)
@@ -153,15 +155,32 @@ def _vector(
     return MatrixError(vector.parameter, "none", float(errors.max()), int(errors.argmax()))
 
 
-def _chunks(slices: tuple[RowSlice, ...], checkpoint: Checkpoint) -> Iterator[tuple[int, Floats]]:
-    """Yields (row of the parameter, some of its rows as float32)."""
-    row = 0
-    for part in slices:
-        tensor = checkpoint.tensor(part.name)
-        height = max(1, (1 << 20) // max(1, reading.columns_of(tensor)))
-        for start in range(part.start, part.stop, height):
-            stop = min(start + height, part.stop)
-            raw = reading.read_rows(checkpoint.folder / tensor.file, tensor, start, stop)
-            values = rows.widen(memoryview(raw), str(tensor.dtype), reading.columns_of(tensor))
-            yield row, np.array(values)
-            row += stop - start
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """What the file should hold: rows of each parameter, as the checkpoint and adapters give."""
+
+    slices: Mapping[str, tuple[RowSlice, ...]]
+    checkpoint: Checkpoint
+    adapters: AdapterSet | None
+
+    def chunks(self, parameter: str) -> Iterator[tuple[int, Floats]]:
+        """Yields (row of the parameter, some of its rows as float32)."""
+        row = 0
+        for part in self.slices[parameter]:
+            tensor = self.checkpoint.tensor(part.name)
+            height = max(1, (1 << 20) // max(1, reading.columns_of(tensor)))
+            for start in range(part.start, part.stop, height):
+                stop = min(start + height, part.stop)
+                yield row, self._rows(part.name, start, stop)
+                row += stop - start
+
+    def _rows(self, name: str, start: int, stop: int) -> Floats:
+        tensor = self.checkpoint.tensor(name)
+        raw = reading.read_rows(self.checkpoint.folder / tensor.file, tensor, start, stop)
+        values = rows.widen(memoryview(raw), str(tensor.dtype), reading.columns_of(tensor))
+        values = np.array(values)
+        if self.adapters and self.adapters.touches(name):
+            import torch
+
+            self.adapters.merge(name, start, torch.from_numpy(values))
+        return values

@@ -160,6 +160,30 @@ def test_signatures_of_the_manifest_are_what_the_interpreter_sees(converted):
             }
 
 
+def test_manifest_is_enough_to_make_the_same_again(converted, tmp_path):
+    path = Path(json.loads(converted.stdout)["path"]).with_suffix(".manifest.json")
+    alone = Path(shutil.copy(path, tmp_path))
+    again = json.loads(edgezoo("reproduce", alone, "--json").stdout)
+    assert again["same"] == {"artifact": True, "bundle": True, "manifest": True}
+    assert again["versions"] == {}
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_what_comes_out_otherwise_is_told(converted, tmp_path):
+    path = Path(json.loads(converted.stdout)["path"]).with_suffix(".manifest.json")
+    manifest = json.loads(path.read_text())
+    manifest["artifact"]["sha256"] = "0" * 64
+    manifest["versions"] |= {"torch": "1.0", "absent": "2.0"}
+    other = tmp_path / path.name
+    other.write_text(json.dumps(manifest))
+    again = edgezoo("reproduce", other, code=3)
+    assert re.search(r"artifact +DIFFERS", again.stdout)
+    assert re.search(r"bundle +the same", again.stdout)
+    told, worked = again.stderr.index("absent was 2.0"), again.stderr.index("hashing the checkp")
+    assert told < worked  # before any work
+    assert "torch was 1.0" in again.stderr
+
+
 def test_run_streams_text(converted):
     path = json.loads(converted.stdout)["path"]
     answer = edgezoo("run", path, "--prompt", "hello", "--max-tokens", 12)

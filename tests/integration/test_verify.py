@@ -7,6 +7,7 @@ import importlib
 import json
 import shutil
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from edgezoo_core.shapes import Shapes
 
 SHAPES = Shapes(prefill_lengths=(4, 16), kv_cache_length=64)
 LLAMA = "llama-multi-head-biased-odd"
+RUNTIMES = ("litert", "tensorflow")
 
 # Plugins that are wrong: the graph computes something else.
 
@@ -95,6 +97,21 @@ def faulty(tmp_path, monkeypatch):
 
     yield install
     sys.modules.pop(module, None)
+
+
+def lora(folder, output, seed=1):
+    """Saves a random adapter for a model, large enough to matter."""
+    import peft
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    settings = {"r": 4, "lora_alpha": 16, "target_modules": ["q_proj", "down_proj"]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = peft.get_peft_model(base, peft.LoraConfig(init_lora_weights=False, **settings))
+        model.save_pretrained(output)
+    return output
 
 
 def convert(folder, output, recipe="none", **options):
@@ -269,6 +286,42 @@ def test_every_format_is_read(recipe, save_case, tmp_path):
     assert report.weights.largest > 0.5
 
 
+def test_other_runtime_says_nearly_the_same(converted, tmp_path):
+    _, path = converted
+    path = copied(path, tmp_path)
+    reports = [certificate.verify(path, runtime=r, with_structure=False) for r in RUNTIMES]
+    assert [r.runtime for r in reports] == list(RUNTIMES)
+    assert all(r.passes for r in reports)
+    ours, theirs = (r.outputs.loss.mean_kl for r in reports)
+    assert 0.3 < ours / theirs < 3
+
+
+@pytest.mark.parametrize("reference", ["transformers", "authored"])
+def test_adapters_are_part_of_the_source(reference, save_case, tmp_path):
+    saved = save_case("llama-grouped")
+    adapter = lora(saved.folder, tmp_path / "adapter")
+    path = convert(saved.folder, tmp_path, "dynamic_int8", adapters=[f"{adapter}=0.5"])
+    report = certificate.verify(path, reference=reference)
+    print(report)
+    assert report.passes
+    assert report.structure.relative_difference < 1e-5
+    # Without them the same file is not its source any more.
+    where = artifact.manifest_path(path)
+    manifest = json.loads(where.read_text())
+    del manifest["adapters"]
+    where.write_text(json.dumps(manifest))
+    assert not certificate.verify(path, reference=reference, with_structure=False).weights.passes
+
+
+def test_adapter_that_changed(save_case, tmp_path):
+    saved = save_case("llama-grouped")
+    adapter = lora(saved.folder, tmp_path / "adapter")
+    path = convert(saved.folder, tmp_path, adapters=[str(adapter)])
+    lora(saved.folder, adapter, seed=2)
+    with pytest.raises(VerificationError, match=r"adapter has changed.*adapter_model"):
+        certificate.verify(path)
+
+
 # The reference.
 
 
@@ -285,6 +338,7 @@ def test_references_agree_with_transformers(name, save_case, tmp_path):
         request = {
             "job": job,
             "kind": kind,
+            "adapters": [],
             "tokens": tokens,
             "start": 5,
             "folder": str(folder),

@@ -1,30 +1,23 @@
-"""Runs a .tflite with LiteRT: prefill, decode, generate.
-
-The KV cache is held in two sets of buffers that take turns as a step's input and output, so a step
-copies none of it.
-"""
+"""Runs a .tflite: prefill, decode, generate."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from ai_edge_litert.compiled_model import CompiledModel
-from ai_edge_litert.hardware_accelerator import HardwareAccelerator
-from ai_edge_litert.options import CpuOptions, Options
 
 from edgezoo_core import artifact
 from edgezoo_core import decoder as decoders
-from edgezoo_core.decoder import EntryPoint
 from edgezoo_core.errors import ArtifactError
+from edgezoo_core.runtime.runner import Floats, Runner
 
-Floats = npt.NDArray[np.float32]
+Runtime = Literal["litert", "tensorflow"]
 
 #: What a masked position adds to its attention score. Not the lowest float32, so that adding a
 #: score to it cannot overflow.
@@ -66,43 +59,30 @@ class Session:
 
     Args:
         path: The .tflite.
-        num_threads: Threads of the interpreter; None takes one per core.
+        num_threads: Threads of the CPU; None takes one per core.
+        runtime: What runs it: LiteRT's own runtime, or TensorFlow's interpreter.
 
     Attributes:
         decoder: What the file says about itself.
         capacity: Slots of the KV cache.
-        position: Slots that are filled.
 
     Raises:
         ArtifactError: The file cannot be loaded, or has no prefill and decode signatures.
     """
 
-    def __init__(self, path: Path, num_threads: int | None = None) -> None:
-        cpu = CpuOptions(num_threads=num_threads or os.cpu_count() or 1)
+    def __init__(
+        self, path: Path, num_threads: int | None = None, *, runtime: Runtime = "litert"
+    ) -> None:
         # Read here first: the runtime's own words for what is no such file are none.
         self.decoder = decoders.read(artifact.read(path))
-        try:
-            self._model: Any = CompiledModel.from_file(
-                str(path),
-                options=Options(hardware_accelerators=HardwareAccelerator.CPU, cpu_options=cpu),
-            )
-        except (OSError, ValueError, RuntimeError) as e:
-            raise ArtifactError(
-                f"{path} cannot be loaded: {_reason(e)}", remedy="convert it again"
-            ) from e
-        found = self.decoder.signatures
-        self._steps = {1: _Step(self._model, found["decode"])}
-        for name, signature in found.items():
-            if name.startswith("prefill"):
-                step = _Step(self._model, signature)
-                self._steps.setdefault(step.length, step)
-        self._shapes = {n: t.shape for n, t in found["decode"].inputs.items() if _is_cache(n)}
-        self._read, self._written = (
-            {n: self._model.create_input_buffer_by_name("decode", n) for n in self._shapes}
-            for _ in range(2)
-        )
         self.capacity = self.decoder.cache.capacity
-        self.reset()
+        self._lengths: dict[int, str] = {1: "decode"}
+        for name, signature in self.decoder.signatures.items():
+            if name.startswith("prefill"):
+                self._lengths.setdefault(signature.inputs["input_pos"].shape[0], name)
+        self._runner = _runner(runtime, path, self.decoder, num_threads or os.cpu_count() or 1)
+        self._tokens: list[int] = []
+        self._runner.clear()
 
     def __enter__(self) -> Self:
         return self
@@ -117,24 +97,29 @@ class Session:
 
     def close(self) -> None:
         """Frees the model and its buffers; nothing can be run afterwards."""
-        self._steps, self._read, self._written = {}, {}, {}
-        self._model = None
+        self._runner.close()
+
+    @property
+    def position(self) -> int:
+        """Number of tokens in the cache."""
+        return len(self._tokens)
 
     def reset(self) -> None:
         """Empties the cache."""
-        self.position = 0
-        for name, shape in self._shapes.items():
-            self._read[name].write(np.zeros(shape, np.float32))
+        self._tokens.clear()
+        self._runner.clear()
+
+    def rewind(self, position: int) -> None:
+        """Forgets all tokens of the cache but the first `position`."""
+        # What stands behind is overwritten before it is seen.
+        del self._tokens[position:]
 
     def cache(self) -> dict[str, Floats]:
         """Returns a copy of the cache: `kv_cache_k_<i>`, `kv_cache_v_<i>`, float32."""
-        return {
-            n: self._read[n].read(int(np.prod(shape)), np.float32).reshape(shape)
-            for n, shape in self._shapes.items()
-        }
+        return self._runner.cache()
 
     def feed(self, tokens: Sequence[int]) -> Floats:
-        """Reads tokens into the cache.
+        """Reads tokens into the cache, behind those that are there.
 
         Args:
             tokens: One or more token ids.
@@ -155,9 +140,19 @@ class Session:
         while rest:
             length = self._next_length(len(rest))
             chunk, rest = rest[:length], rest[length:]
-            self._run(self._steps[length], chunk)
-        self._run(self._steps[1], tokens[-1:])
-        return self._steps[1].logits()
+            self._run(length, chunk)
+        self._run(1, tokens[-1:])
+        return self._runner.logits()
+
+    def read(self, tokens: Sequence[int]) -> Floats:
+        """Makes the cache hold these tokens and no more; what it holds of them stays.
+
+        See `feed`, which continues instead.
+        """
+        pairs = zip(self._tokens, tokens[:-1], strict=False)
+        same = next((i for i, (a, b) in enumerate(pairs) if a != b), None)
+        self.rewind(min(self.position, len(tokens) - 1) if same is None else same)
+        return self.feed(tokens[self.position :])
 
     def generate(
         self,
@@ -170,7 +165,8 @@ class Session:
         """Yields the tokens of an answer, stop token excluded.
 
         Args:
-            prompt: Token ids.
+            prompt: All that comes before the answer, token ids. What the cache holds of it, of an
+                earlier turn say, is not read again.
             max_tokens: Longest answer; the cache's end may cut it earlier.
             sampler: How tokens are chosen; greedy by default.
             stop: Token ids that end the answer.
@@ -182,7 +178,7 @@ class Session:
         """
         choices = (sampler or Sampler()).choices()
         next(choices)
-        logits = self.feed(prompt)
+        logits = self.read(prompt)
         for count in range(1, max_tokens + 1):
             token = choices.send(logits[:vocabulary])
             if token in stop:
@@ -195,66 +191,34 @@ class Session:
     def _next_length(self, rest: int) -> int:
         """Picks the signature for what is left: its length, or 1 for decode."""
         room = self.capacity - self.position
-        fitting = [n for n in self._steps if 1 < n <= room]
+        fitting = [n for n in self._lengths if 1 < n <= room]
         full = [n for n in fitting if n <= rest]
         if full:
             return max(full)
         # A longer one is padded: what it writes behind the prompt is overwritten before it is seen.
         return min(fitting) if fitting and rest > 1 else 1
 
-    def _run(self, step: _Step, tokens: Sequence[int]) -> None:
-        step.run(tokens, self.position, self.capacity, self._read, self._written)
-        self._read, self._written = self._written, self._read
-        self.position += len(tokens)
-
-
-class _Step:
-    """One signature with its buffers, but for the cache."""
-
-    def __init__(self, model: Any, signature: EntryPoint) -> None:
-        self._model = model
-        self._name = name = signature.name
-        self.length = signature.inputs["input_pos"].shape[0]
-        self._inputs, self._outputs = (
-            {n: create(name, n) for n in tensors if not _is_cache(n)}
-            for create, tensors in (
-                (model.create_input_buffer_by_name, signature.inputs),
-                (model.create_output_buffer_by_name, signature.outputs),
-            )
-        )
-
-    def run(
-        self,
-        tokens: Sequence[int],
-        position: int,
-        capacity: int,
-        read: Mapping[str, Any],
-        written: Mapping[str, Any],
-    ) -> None:
-        padded = np.zeros((1, self.length), np.int32)
+    def _run(self, length: int, tokens: Sequence[int]) -> None:
+        name = self._lengths[length]
+        padded = np.zeros((1, length), np.int32)
         padded[0, : len(tokens)] = tokens
-        positions = np.arange(position, position + self.length, dtype=np.int32)
-        self._inputs["tokens"].write(padded)
-        self._inputs["input_pos"].write(positions)
-        if "mask" in self._inputs:
-            self._inputs["mask"].write(causal_mask(positions, capacity))
-        self._model.run_by_name(self._name, {**self._inputs, **read}, {**self._outputs, **written})
-
-    def logits(self) -> Floats:
-        buffer = self._outputs["logits"]
-        size = int(np.prod(buffer.get_tensor_details()["shape"]))
-        result: Floats = buffer.read(size, np.float32)
-        return result
+        positions = np.arange(self.position, self.position + length, dtype=np.int32)
+        inputs: dict[str, npt.NDArray[np.int32] | Floats]
+        inputs = {"tokens": padded, "input_pos": positions}
+        if "mask" in self.decoder.signatures[name].inputs:
+            inputs["mask"] = causal_mask(positions, self.capacity)
+        self._runner.run(name, inputs)
+        self._tokens.extend(tokens)
 
 
-def _reason(error: Exception) -> str:
-    """Returns the runtime's own words, without the places in its source."""
-    lines = [line.removeprefix("└ ") for line in str(error).splitlines()]
-    return next((line for line in lines if not line.startswith("ERROR: [")), "no reason given")
+def _runner(runtime: Runtime, path: Path, decoder: decoders.Decoder, num_threads: int) -> Runner:
+    if runtime == "tensorflow":
+        from edgezoo_core.runtime.tensorflow import TensorFlowRunner
 
+        return TensorFlowRunner(path, decoder, num_threads)
+    from edgezoo_core.runtime.litert import LiteRTRunner
 
-def _is_cache(name: str) -> bool:
-    return name.startswith("kv_cache")
+    return LiteRTRunner(path, decoder, num_threads)
 
 
 def causal_mask(positions: npt.NDArray[np.int32], capacity: int) -> Floats:
