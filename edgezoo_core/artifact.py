@@ -18,11 +18,12 @@ _HOST = platform.node() or "host"
 
 #: Version of the manifest's layout.
 SCHEMA = 1
+BUNDLE_SUFFIX = ".litertlm"
 
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """A converted model: the .tflite, and its manifest if it has one."""
+    """A converted model: the .tflite or its bundle, and their manifest if there is one."""
 
     path: Path
     manifest: Mapping[str, Any] | None
@@ -114,7 +115,10 @@ def read(path: Path) -> Artifact:
     if not beside.is_file():
         return Artifact(path, None)
     manifest = read_manifest(beside)
-    size, actual = manifest["artifact"]["size_bytes"], path.stat().st_size
+    record = manifest.get("bundle") if path.suffix == BUNDLE_SUFFIX else manifest["artifact"]
+    if record is None:
+        return Artifact(path, None)
+    size, actual = record["size_bytes"], path.stat().st_size
     if size != actual:
         raise ArtifactError(
             f"{path} has {actual} bytes, its manifest says {size}",

@@ -251,12 +251,12 @@ def _reading(made: Provenance, text: Path | None) -> _Reading:
     except (OSError, UnicodeDecodeError) as e:
         raise VerificationError(f"{sample} cannot be read: {e}", remedy="name a text file") from e
     tokenizer = tokenizers.load(folder)
-    tokens = tokenizer.prompt(content, chat=False)[: min(TOKENS, capacity)]
+    tokens = tokenizer.encode(content)[: min(TOKENS, capacity)]
     if len(tokens) < _FEWEST:
         raise VerificationError(
             f"{sample} gives {len(tokens)} tokens, {_FEWEST} are needed", remedy="name a longer one"
         )
-    prompts = [tokenizer.prompt(p, chat=False) for p in PROMPTS]
+    prompts = [tokenizer.encode(p) for p in PROMPTS]
     fitting = [p for p in prompts if len(p) + CONTINUED <= capacity]
     name = str(text) if text else "the carried sample"
     return _Reading(name, tokens, len(tokens) // 2, fitting, tokenizer.size)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from edgezoo_core.errors import ArtifactError
+
+#: `role` (system, user or assistant) and `content`.
+Message = Mapping[str, str]
 
 #: One of them is there where a tokenizer is: of transformers, or SentencePiece's model alone.
 FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
@@ -24,8 +27,17 @@ class Tokenizer(Protocol):
     stop: frozenset[int]
     size: int
 
-    def prompt(self, text: str, *, chat: bool) -> list[int]:
-        """Returns the ids of a user's turn, through the chat template if wanted and there."""
+    def encode(self, text: str) -> list[int]:
+        """Returns the ids of a text, with the start token if the tokenizer puts one."""
+
+    def conversation(self, messages: Sequence[Message]) -> list[int]:
+        """Returns the ids of a conversation and of what asks for the next answer.
+
+        Without a chat template these are the contents, one after the other.
+
+        Raises:
+            ArtifactError: The chat template does not take them.
+        """
 
     def text(self, ids: Sequence[int]) -> str:
         """Returns the text of ids, control tokens left out."""
@@ -79,15 +91,24 @@ class _HuggingFace:
         self.stop = stop | ({eos} if isinstance(eos, int) else frozenset())
         self.size = len(self._tokenizer)
 
-    def prompt(self, text: str, *, chat: bool) -> list[int]:
-        if chat and self._tokenizer.chat_template:
+    def encode(self, text: str) -> list[int]:
+        return list(self._tokenizer(text)["input_ids"])
+
+    def conversation(self, messages: Sequence[Message]) -> list[int]:
+        if not self._tokenizer.chat_template:
+            return self.encode("".join(m["content"] for m in messages))
+        from jinja2 import TemplateError
+
+        try:
             ids = self._tokenizer.apply_chat_template(
-                [{"role": "user", "content": text}],
-                add_generation_prompt=True,
-                return_dict=True,
+                list(messages), add_generation_prompt=True, return_dict=True
             )["input_ids"]
-        else:
-            ids = self._tokenizer(text)["input_ids"]
+        except TemplateError as e:
+            roles = ", ".join(m["role"] for m in messages)
+            raise ArtifactError(
+                f"the chat template does not take a conversation of {roles}: {e}",
+                remedy="leave out --system, or pass --raw",
+            ) from e
         return list(ids)
 
     def text(self, ids: Sequence[int]) -> str:
@@ -105,9 +126,12 @@ class _SentencePiece:
         self.stop = stop | {self._processor.eos_id()}
         self.size = self._processor.vocab_size()
 
-    def prompt(self, text: str, *, chat: bool) -> list[int]:
+    def encode(self, text: str) -> list[int]:
         ids: list[int] = self._processor.encode(text, add_bos=self._processor.bos_id() >= 0)
         return ids
+
+    def conversation(self, messages: Sequence[Message]) -> list[int]:
+        return self.encode("".join(m["content"] for m in messages))
 
     def text(self, ids: Sequence[int]) -> str:
         decoded: str = self._processor.decode(list(ids))

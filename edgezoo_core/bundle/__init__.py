@@ -12,7 +12,7 @@ from typing import Any
 
 from edgezoo_core import artifact
 from edgezoo_core import decoder as decoders
-from edgezoo_core.artifact import Artifact
+from edgezoo_core.artifact import BUNDLE_SUFFIX, Artifact
 from edgezoo_core.bundle import metadata, packing, prompts, vocabulary
 from edgezoo_core.bundle.prompts import Prompts, Turn
 from edgezoo_core.bundle.vocabulary import Form, Vocabulary
@@ -21,8 +21,6 @@ from edgezoo_core.errors import ArtifactError
 from edgezoo_core.types import Progress, silent
 
 logger = logging.getLogger(__name__)
-
-SUFFIX = ".litertlm"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +69,10 @@ def default_path(converted: Path, output: Path | None = None) -> Path:
         output: A folder, or a path that ends in .litertlm; None puts it beside the .tflite.
     """
     if output is None:
-        return converted.with_suffix(SUFFIX)
-    if output.suffix == SUFFIX:
+        return converted.with_suffix(BUNDLE_SUFFIX)
+    if output.suffix == BUNDLE_SUFFIX:
         return output
-    return output / converted.with_suffix(SUFFIX).name
+    return output / converted.with_suffix(BUNDLE_SUFFIX).name
 
 
 def refuse_existing(path: Path) -> None:

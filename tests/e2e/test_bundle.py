@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -78,12 +80,54 @@ def bundle(model):
 
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_litert_lm_answers_as_the_interpreter_does(prompt, model, bundle):
-    command = ("run", model["path"], "--prompt", prompt, "--max-tokens", 900, "--json")
-    expected = json.loads(edgezoo(*command).stdout)
+    options = ("--engine", "interpreter", "--max-tokens", 900, "--json")
+    expected = json.loads(edgezoo("run", model["path"], "--prompt", prompt, *options).stdout)
     print(len(expected["prompt_tokens"]), "tokens ->", expected["text"])
     # An answer that is cut would be cut elsewhere by LiteRT-LM.
     assert 3 < len(expected["answer_tokens"]) < 900
     assert litert_lm(bundle["path"], prompt).strip() == expected["text"].strip()
+
+
+CONVERSATION = ("I have a dog. He is called Rex.", "What is my dog called?", "Spell it backwards.")
+
+
+def chat(model, engine, *options):
+    return subprocess.Popen(
+        [BIN / "edgezoo", "run", model["path"], "--engine", engine, *options],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+
+
+def test_both_engines_hold_the_same_conversation(model, bundle):
+    options = ("--system", "You know everything about dogs.", "--max-tokens", "60")
+    said = {}
+    for engine in ("interpreter", "litert-lm"):
+        process = chat(model, engine, *options)
+        said[engine], stderr = process.communicate("\n".join(CONVERSATION) + "\n", timeout=300)
+        assert process.returncode == 0, stderr
+        assert len(re.findall(rf"\d+ tokens in \d+\.\d s with {engine}", stderr)) == 3
+    print(said["interpreter"])
+    assert "Rex" in said["interpreter"]
+    assert said["interpreter"] == said["litert-lm"]
+
+
+@pytest.mark.parametrize("engine", ["interpreter", "litert-lm"])
+def test_interrupt_ends_the_answer_and_not_the_chat(engine, model, bundle):
+    process = chat(model, engine, "--max-tokens", "1000")
+    process.stdin.write("Write a long story about the sea.\n")
+    process.stdin.flush()
+    begun = process.stdout.read(20)  # it speaks
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate("What is the capital of France?\n", timeout=300)
+    print(begun + out)
+    assert process.returncode == 0, err
+    first, second = re.findall(r"(\d+) tokens in", err)
+    assert int(first) < 300
+    assert "Paris" in out
 
 
 def test_what_it_says_of_the_bundle_is_so(model, bundle):

@@ -184,36 +184,57 @@ def test_what_comes_out_otherwise_is_told(converted, tmp_path):
     assert "torch was 1.0" in again.stderr
 
 
-def test_run_streams_text(converted):
+@pytest.mark.parametrize("engine", ["interpreter", "litert-lm"])
+def test_run_streams_text(engine, converted):
     path = json.loads(converted.stdout)["path"]
-    answer = edgezoo("run", path, "--prompt", "hello", "--max-tokens", 12)
+    command = ("run", path, "--engine", engine, "--prompt", "hello", "--max-tokens", 12)
+    answer = edgezoo(*command)
     assert answer.stdout.strip()
-    report = json.loads(
-        edgezoo("run", path, "--prompt", "hello", "--max-tokens", 12, "--json").stdout
-    )
+    report = json.loads(edgezoo(*command, "--json").stdout)
+    assert report["engine"] == engine
     assert answer.stdout == report["text"] + "\n"
     # The head has 300 rows, the tokenizer knows 257 ids: none beyond is chosen.
-    assert all(token < 257 for token in report["answer_tokens"])
+    assert all(token < 257 for token in report["answer_tokens"] or ())
 
 
-def test_sampling_repeats_with_its_seed(converted):
+@pytest.mark.parametrize("engine", ["interpreter", "litert-lm"])
+def test_sampling_repeats_with_its_seed(engine, converted):
     path = json.loads(converted.stdout)["path"]
 
     def sample(seed):
         out = edgezoo(
-            *("run", path, "--prompt", "hello", "--max-tokens", 12, "--json"),
+            *("run", path, "--engine", engine, "--prompt", "hello", "--max-tokens", 12, "--json"),
             *("--temperature", 1.5, "--top-k", 0, "--seed", seed),
         )
-        return json.loads(out.stdout)["answer_tokens"]
+        return json.loads(out.stdout)["text"]
 
     assert sample(1) == sample(1) != sample(2)
 
 
-def test_prompt_longer_than_the_cache_is_told(converted):
+@pytest.mark.parametrize(
+    ("engine", "message", "remedy"),
+    [
+        ("interpreter", "70 tokens after 0 do not fit into a KV cache of 64", "shorten the prompt"),
+        ("litert-lm", "LiteRT-LM refuses", "see `edgezoo check`"),
+    ],
+)
+def test_prompt_longer_than_the_cache_is_told(engine, message, remedy, converted):
     path = json.loads(converted.stdout)["path"]
-    failed = edgezoo("run", path, "--prompt", "x" * 70, code=1)
-    assert "70 tokens after 0 do not fit into a KV cache of 64" in failed.stderr
-    assert "Fix: shorten the prompt" in failed.stderr
+    failed = edgezoo("run", path, "--engine", engine, "--prompt", "x" * 70, code=1)
+    assert message in failed.stderr
+    assert f"Fix: {remedy}" in failed.stderr
+
+
+def test_litert_lm_runs_what_has_a_bundle(converted, tmp_path):
+    report = json.loads(converted.stdout)
+    command = ("--prompt", "hello", "--max-tokens", 4, "--json")
+    for path in (report["path"], report["bundle"]):
+        assert json.loads(edgezoo("run", path, *command).stdout)["engine"] == "litert-lm"
+    alone = Path(shutil.copy(report["path"], tmp_path))
+    shutil.copy(Path(report["path"]).with_suffix(".manifest.json"), tmp_path)
+    assert json.loads(edgezoo("run", alone, *command).stdout)["engine"] == "interpreter"
+    failed = edgezoo("run", alone, "--engine", "litert-lm", *command, code=1)
+    assert "has no bundle" in failed.stderr
 
 
 def test_what_is_there_is_replaced_only_when_told(converted, checkpoint):

@@ -69,7 +69,8 @@ def test_float32_file_gives_token_for_token_what_transformers_gives(
     )
     path = json.loads(out)["path"]
     for prompt in PROMPTS:
-        answer = json.loads(edgezoo("run", path, "--prompt", prompt, "--max-tokens", 48, "--json"))
+        options = ("--engine", "interpreter", "--max-tokens", 48, "--json")
+        answer = json.loads(edgezoo("run", path, "--prompt", prompt, *options))
         with torch.inference_mode():
             expected = reference.generate(
                 torch.tensor([answer["prompt_tokens"]]), max_new_tokens=48, do_sample=False

@@ -1,0 +1,259 @@
+"""A conversation with an artifact: LiteRT-LM where there is a bundle, else the interpreter."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
+
+from edgezoo_core.artifact import BUNDLE_SUFFIX, Artifact
+from edgezoo_core.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from edgezoo_core.runtime import Sampler, Session
+    from edgezoo_core.tokenizer import Tokenizer
+
+Engine = Literal["litert-lm", "interpreter"]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What an engine tells of its last answer.
+
+    Attributes:
+        engine: Who answered.
+        prompt_tokens: Ids of the conversation so far; None where the engine does not tell.
+        answer_tokens: Ids of the answer; None where the engine does not tell.
+        count: Number of tokens of the answer.
+    """
+
+    engine: Engine
+    prompt_tokens: list[int] | None
+    answer_tokens: list[int] | None
+    count: int
+
+
+class Chat(Protocol):
+    """A conversation; a context manager, which frees the model."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+    def say(self, text: str) -> Generator[str, None, None]:
+        """Yields the answer to a turn, as it comes. Closing the iterator ends the answer."""
+
+    def told(self) -> Answer:
+        """Tells of the last answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How to answer.
+
+    Attributes:
+        sampler: How tokens are chosen.
+        max_tokens: Longest answer.
+        system: What the model is told before the first turn.
+        is_raw: Whether a turn is continued as it is, without the chat template.
+    """
+
+    sampler: Sampler
+    max_tokens: int
+    system: str | None = None
+    is_raw: bool = False
+
+
+def suited(converted: Artifact) -> Engine:
+    """Returns the engine for a file: LiteRT-LM where it is installed and there is a bundle."""
+    if converted.path.suffix == BUNDLE_SUFFIX:
+        return "litert-lm"
+    return "litert-lm" if _packed(converted) and find_spec("litert_lm") else "interpreter"
+
+
+def bundle_of(converted: Artifact) -> Path:
+    """Returns a file's bundle: itself, or the one that its manifest records.
+
+    Raises:
+        ArtifactError: There is none.
+    """
+    if converted.path.suffix == BUNDLE_SUFFIX:
+        return converted.path
+    packed = _packed(converted)
+    if packed is None:
+        raise ArtifactError(
+            f"{converted.path} has no bundle, which LiteRT-LM needs",
+            remedy=f"edgezoo bundle {converted.path}",
+        )
+    return packed
+
+
+def _packed(converted: Artifact) -> Path | None:
+    recorded = (converted.manifest or {}).get("bundle")
+    if not recorded:
+        return None
+    path = converted.path.parent / recorded["file"]
+    is_same = path.is_file() and path.stat().st_size == recorded["size_bytes"]
+    return path if is_same else None
+
+
+class InterpreterChat:
+    """See `Chat`; through the interpreter, with the source's own tokenizer and template."""
+
+    def __init__(self, session: Session, tokenizer: Tokenizer, manner: Manner) -> None:
+        self._session = session
+        self._tokenizer = tokenizer
+        self._manner = manner
+        system = manner.system
+        self._messages = [{"role": "system", "content": system}] if system else []
+        self._prompt: list[int] = []
+        self._answer: list[int] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._session.close()
+
+    def say(self, text: str) -> Generator[str, None, None]:
+        """See `Chat.say`."""
+        from edgezoo_core import tokenizer as tokenizers
+
+        self._messages.append({"role": "user", "content": text})
+        if self._manner.is_raw:
+            self._prompt = self._tokenizer.encode("".join(m["content"] for m in self._messages))
+        else:
+            self._prompt = self._tokenizer.conversation(self._messages)
+        self._answer = []
+        try:
+            yield from tokenizers.stream(self._tokenizer, self._tokens())
+        finally:
+            content = self._tokenizer.text(self._answer)
+            self._messages.append({"role": "assistant", "content": content})
+
+    def told(self) -> Answer:
+        """See `Chat.told`."""
+        return Answer("interpreter", self._prompt, self._answer, len(self._answer))
+
+    def _tokens(self) -> Iterator[int]:
+        tokenizer, manner = self._tokenizer, self._manner
+        for token in self._session.generate(
+            self._prompt, manner.max_tokens, manner.sampler, tokenizer.stop, tokenizer.size
+        ):
+            self._answer.append(token)
+            yield token
+
+
+class LiteRTLMChat:
+    """See `Chat`; through LiteRT-LM, with what the bundle carries.
+
+    Raises:
+        ArtifactError: LiteRT-LM is not installed, or refuses the bundle.
+    """
+
+    def __init__(self, path: Path, manner: Manner) -> None:
+        try:
+            import litert_lm
+        except ImportError as e:
+            raise ArtifactError(
+                f"{path} needs LiteRT-LM, which is not installed",
+                remedy="pip install 'edgezoo-core[run]', or name the .tflite",
+            ) from e
+        litert_lm.set_min_log_severity(litert_lm.LogSeverity.ERROR)
+        self._manner = manner
+        self._count = 0
+        self._stack = ExitStack()
+        drawn = manner.sampler
+        sampler = litert_lm.SamplerConfig(
+            # LiteRT-LM has no greedy choice of its own on a CPU: that is one of one.
+            top_k=1 if drawn.temperature <= 0 else drawn.top_k or 1 << 30,
+            top_p=1.0,
+            temperature=drawn.temperature,
+            seed=drawn.seed,
+        )
+        try:
+            # Without a cache of its own it leaves no file beside the bundle.
+            self._engine: Any = self._stack.enter_context(
+                litert_lm.Engine(str(path), backend=litert_lm.Backend.CPU(), cache_dir=":nocache")
+            )
+            self._turns: Any = self._stack.enter_context(
+                self._engine.create_session(
+                    apply_prompt_template=False,
+                    sampler_config=sampler,
+                    max_output_tokens=manner.max_tokens,
+                )
+                if manner.is_raw
+                else self._engine.create_conversation(
+                    system_message=manner.system,
+                    sampler_config=sampler,
+                    max_output_tokens=manner.max_tokens,
+                )
+            )
+        except (RuntimeError, ValueError) as e:
+            self._stack.close()
+            raise _refused(path, e) from e
+        self._path = path
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    def say(self, text: str) -> Generator[str, None, None]:
+        """See `Chat.say`."""
+        pieces: list[str] = []
+        is_over = False
+        try:
+            for piece in self._continued(text) if self._manner.is_raw else self._answered(text):
+                pieces.append(piece)
+                yield piece
+            is_over = True
+        except RuntimeError as e:
+            raise _refused(self._path, e) from e
+        finally:
+            if not is_over:
+                self._cancel()
+            self._count = len(self._engine.tokenize("".join(pieces)))
+
+    def told(self) -> Answer:
+        """See `Chat.told`."""
+        return Answer("litert-lm", None, None, self._count)
+
+    def _answered(self, text: str) -> Iterator[str]:
+        for message in self._turns.send_message_async(text):
+            yield str(message)
+
+    def _continued(self, text: str) -> Iterator[str]:
+        self._turns.run_prefill([text])
+        for responses in self._turns.run_decode_async():
+            yield "".join(responses.texts)
+
+    def _cancel(self) -> None:
+        self._turns.cancel_process()
+
+
+def _refused(path: Path, error: Exception) -> ArtifactError:
+    return ArtifactError(
+        f"LiteRT-LM refuses {path}: {error}",
+        remedy="see `edgezoo check`; --engine interpreter runs the .tflite without it",
+    )
