@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import queue
+import threading
 from collections.abc import Generator, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -174,11 +175,12 @@ class LiteRTLMChat:
                 remedy="pip install 'edgezoo-core[run]', or name the .tflite",
             ) from e
         litert_lm.set_min_log_severity(litert_lm.LogSeverity.ERROR)
+        self._path = path
         self._manner = manner
+        self._messages = [{"role": "system", "content": manner.system}] if manner.system else []
         self._count = 0
-        self._stack = ExitStack()
         drawn = manner.sampler
-        sampler = litert_lm.SamplerConfig(
+        self._sampler = litert_lm.SamplerConfig(
             # LiteRT-LM has no greedy choice of its own on a CPU: that is one of one.
             top_k=1 if drawn.temperature <= 0 else drawn.top_k or 1 << 30,
             top_p=1.0,
@@ -187,26 +189,12 @@ class LiteRTLMChat:
         )
         try:
             # Without a cache of its own it leaves no file beside the bundle.
-            self._engine: Any = self._stack.enter_context(
-                litert_lm.Engine(str(path), backend=litert_lm.Backend.CPU(), cache_dir=":nocache")
+            self._engine: Any = litert_lm.Engine(
+                str(path), backend=litert_lm.Backend.CPU(), cache_dir=":nocache"
             )
-            self._turns: Any = self._stack.enter_context(
-                self._engine.create_session(
-                    apply_prompt_template=False,
-                    sampler_config=sampler,
-                    max_output_tokens=manner.max_tokens,
-                )
-                if manner.is_raw
-                else self._engine.create_conversation(
-                    system_message=manner.system,
-                    sampler_config=sampler,
-                    max_output_tokens=manner.max_tokens,
-                )
-            )
+            self._turns = self._begin()
         except (RuntimeError, ValueError) as e:
-            self._stack.close()
             raise _refused(path, e) from e
-        self._path = path
 
     def __enter__(self) -> Self:
         return self
@@ -217,23 +205,52 @@ class LiteRTLMChat:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._stack.close()
+        self._turns.close()
+        self._engine.close()
 
     def say(self, text: str) -> Generator[str, None, None]:
         """See `Chat.say`."""
         pieces: list[str] = []
+        # The runtime calls back from a thread of its own until it has ended: its iterator must be
+        # read to the end, whatever happens here.
+        heard: queue.SimpleQueue[str | Exception | None] = queue.SimpleQueue()
+        listener = threading.Thread(target=self._listen, args=(text, heard), daemon=True)
+        listener.start()
         is_over = False
         try:
-            for piece in self._continued(text) if self._manner.is_raw else self._answered(text):
+            while (piece := heard.get()) is not None:
+                if isinstance(piece, Exception):
+                    raise _refused(self._path, piece) from piece
                 pieces.append(piece)
                 yield piece
             is_over = True
-        except RuntimeError as e:
-            raise _refused(self._path, e) from e
         finally:
+            answer = "".join(pieces)
+            self._count = len(self._engine.tokenize(answer))
+            self._messages.append({"role": "user", "content": text})
+            self._messages.append({"role": "assistant", "content": answer})
             if not is_over:
-                self._cancel()
-            self._count = len(self._engine.tokenize("".join(pieces)))
+                self._turns.cancel_process()
+            listener.join()
+            if not is_over:
+                # A conversation that was cancelled stays so.
+                self._turns.close()
+                self._turns = self._begin()
+
+    def _begin(self) -> Any:
+        """Returns the runtime's conversation, all turns so far in it."""
+        options = {"sampler_config": self._sampler, "max_output_tokens": self._manner.max_tokens}
+        if self._manner.is_raw:
+            return self._engine.create_session(apply_prompt_template=False, **options)
+        return self._engine.create_conversation(messages=self._messages or None, **options)
+
+    def _listen(self, text: str, heard: queue.SimpleQueue[str | Exception | None]) -> None:
+        try:
+            for piece in self._continued(text) if self._manner.is_raw else self._answered(text):
+                heard.put(piece)
+        except Exception as e:
+            heard.put(e)
+        heard.put(None)
 
     def told(self) -> Answer:
         """See `Chat.told`."""
@@ -247,9 +264,6 @@ class LiteRTLMChat:
         self._turns.run_prefill([text])
         for responses in self._turns.run_decode_async():
             yield "".join(responses.texts)
-
-    def _cancel(self) -> None:
-        self._turns.cancel_process()
 
 
 def _refused(path: Path, error: Exception) -> ArtifactError:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgezoo_core.bundle.prompts import Prompts, Turn
+from edgezoo_core.bundle.prompts import Prompts, Turn, stop_text
 from edgezoo_core.bundle.vocabulary import Vocabulary
 from edgezoo_core.decoder import Decoder, KvCache
 from edgezoo_core.errors import ArtifactError
@@ -54,9 +54,8 @@ def stop_tokens(
     for config in configs:
         value = config.get("eos_token_id")
         found.update(value if isinstance(value, list) else [value])
-    behind = prompts.end_of_answer.lstrip()
-    ending = max((t for t in vocabulary.added if behind.startswith(t)), key=len, default="")
-    found.add(vocabulary.added.get(ending))
+    ending = stop_text(prompts.end_of_answer, vocabulary.added)
+    found.add(vocabulary.added.get(ending.lstrip()))
     return tuple(sorted(t for t in found if isinstance(t, int)))
 
 

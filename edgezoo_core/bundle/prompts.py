@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 Conversation = Sequence[Mapping[str, str]]
@@ -33,6 +33,10 @@ class Chat(Protocol):
     @property
     def tokens(self) -> Mapping[str, str]:
         """The special tokens that it may name, `eos_token` say, start token left out."""
+
+    @property
+    def added(self) -> Collection[str]:
+        """The tokens that are matched before a text is split."""
 
     def render(self, conversation: Conversation, *, is_asked: bool) -> str:
         """Renders turns, and the beginning of an answer if asked; start token left out.
@@ -65,6 +69,7 @@ class Turns:
         system: The first message's, or None where the source refuses one.
         opening: What the source says first where there is no system message.
         answer: What asks the model to answer; mostly the model's prefix.
+        after_stop: The end of the model's suffix, behind the token that ends an answer.
     """
 
     user: Turn
@@ -72,6 +77,7 @@ class Turns:
     system: Turn | None
     opening: str
     answer: str
+    after_stop: str = ""
 
     def render(self, conversation: Conversation, *, is_asked: bool) -> str:
         """Renders as `Chat.render` does.
@@ -94,6 +100,7 @@ class Turns:
         turns = (self.user, self.model, self.system)
         return (
             not self.opening
+            and not self.after_stop
             and self.answer == self.model.prefix
             and all(t is not None and not t.is_trimmed for t in turns)
             and not any(_UNSAFE.search(a) for t in turns if t for a in (t.prefix, t.suffix))
@@ -115,6 +122,13 @@ class Prompts:
     turns: Turns | None = None
     jinja: str | None = None
     end_of_answer: str = ""
+
+
+def stop_text(ending: str, added: Collection[str]) -> str:
+    """Returns what follows an answer up to and with the token that ends it; "" if none does."""
+    bare = ending.lstrip()
+    token = max((t for t in added if bare.startswith(t)), key=len, default="")
+    return ending[: len(ending) - len(bare)] + token if token else ""
 
 
 # LiteRT-LM pastes affixes into Jinja text, where a newline behind a block, blanks before one, and
@@ -189,7 +203,10 @@ def _read(chat: Chat) -> Turns | None:
             return None
         suffix = around[1].removesuffix(user.prefix)
         system = Turn(around[0], suffix, _trims(chat, (_S, _U), 0))
-    return Turns(user, model, system, opening, asked[-1].removeprefix(after))
+    stop = stop_text(ending, chat.added)
+    return Turns(
+        user, model, system, opening, asked[-1].removeprefix(after), ending.removeprefix(stop)
+    )
 
 
 def _is_exact(chat: Chat, turns: Turns) -> bool:
@@ -204,22 +221,28 @@ def _is_exact(chat: Chat, turns: Turns) -> bool:
 
 
 def generate(turns: Turns) -> str:
-    """Writes the Jinja template that renders turns, with nothing in it that minijinja lacks."""
+    """Writes the Jinja template that renders turns, with nothing in it that minijinja lacks.
+
+    LiteRT-LM reads what a rendering adds to that of the turns before, and has read an answer up to
+    the token that ended it. So what follows that token is put before the next turn.
+    """
     refusal = '{{- raise_exception("System role not supported") -}}'
     system = _block(turns.system) if turns.system else refusal
     opening = f'{{%- if loop.first and message.role != "system" -%}}{_say(turns.opening)}' + _END_IF
     return (
-        "{%- for message in messages -%}"
+        '{%- set ns = namespace(rest="") -%}{%- for message in messages -%}'
+        '{{- ns.rest -}}{%- set ns.rest = "" -%}'
         + (opening if turns.opening else "")
         + '{%- if message.role == "user" -%}'
         + _block(turns.user)
         + '{%- elif message.role == "system" -%}'
         + system
         + "{%- else -%}"
-        + _block(turns.model)
+        + _block(replace(turns.model, suffix=turns.model.suffix.removesuffix(turns.after_stop)))
+        + f"{{%- set ns.rest = {json.dumps(turns.after_stop, ensure_ascii=False)} -%}}"
         + _END_IF
         + "{%- endfor -%}"
-        + f"{{%- if add_generation_prompt -%}}{_say(turns.answer)}{_END_IF}"
+        + f"{{%- if add_generation_prompt -%}}{{{{- ns.rest -}}}}{_say(turns.answer)}{_END_IF}"
     )
 
 

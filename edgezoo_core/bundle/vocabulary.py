@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -78,6 +78,11 @@ class ChatTemplate:
     tokens: Mapping[str, str]
 
     _BOS = "\ue000"  # of the private use area: in no template
+
+    @property
+    def added(self) -> Collection[str]:
+        """See `prompts.Chat`."""
+        return [str(token) for token in self.tokenizer.added_tokens_decoder.values()]
 
     @cached_property
     def begins_with_start_token(self) -> bool:

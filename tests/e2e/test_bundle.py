@@ -88,7 +88,14 @@ def test_litert_lm_answers_as_the_interpreter_does(prompt, model, bundle):
     assert litert_lm(bundle["path"], prompt).strip() == expected["text"].strip()
 
 
-CONVERSATION = ("I have a dog. He is called Rex.", "What is my dog called?", "Spell it backwards.")
+#: Answers of one sentence: an answer that is cut is remembered otherwise by LiteRT-LM.
+CONVERSATION = (
+    "What is the capital of France?",
+    "And of Italy?",
+    "Name three fruits.",
+    "Which of them is yellow?",
+    "Thank you.",
+)
 
 
 def chat(model, engine, *options):
@@ -103,15 +110,14 @@ def chat(model, engine, *options):
 
 
 def test_both_engines_hold_the_same_conversation(model, bundle):
-    options = ("--system", "You know everything about dogs.", "--max-tokens", "60")
+    options = ("--system", "You know everything.", "--max-tokens", "300")
     said = {}
     for engine in ("interpreter", "litert-lm"):
         process = chat(model, engine, *options)
         said[engine], stderr = process.communicate("\n".join(CONVERSATION) + "\n", timeout=300)
         assert process.returncode == 0, stderr
-        assert len(re.findall(rf"\d+ tokens in \d+\.\d s with {engine}", stderr)) == 3
+        assert len(re.findall(rf"\d+ tokens in \d+\.\d s with {engine}", stderr)) == 5
     print(said["interpreter"])
-    assert "Rex" in said["interpreter"]
     assert said["interpreter"] == said["litert-lm"]
 
 
@@ -125,8 +131,9 @@ def test_interrupt_ends_the_answer_and_not_the_chat(engine, model, bundle):
     out, err = process.communicate("What is the capital of France?\n", timeout=300)
     print(begun + out)
     assert process.returncode == 0, err
-    first, second = re.findall(r"(\d+) tokens in", err)
-    assert int(first) < 300
+    counts = re.findall(r"(\d+) tokens in", err)
+    assert len(counts) == 2
+    assert int(counts[0]) < 300
     assert "Paris" in out
 
 

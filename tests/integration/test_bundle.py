@@ -50,6 +50,7 @@ CHATML = (
     " + '<|im_end|>' + '\n'}}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+PLAIN = CHATML.replace("'<|im_end|>' + '\n'", "'<|im_end|>'")
 CHATML_WITH_DEFAULT = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
     "{{ '<|im_start|>system\nYou are \"helpful\".<|im_end|>\n' }}{% endif %}"
@@ -84,8 +85,9 @@ UNREADABLE = MERGED.replace("messages[0]['content'].strip()", "messages[0].get('
 
 TEMPLATES = {
     "gemma": (GEMMA, "generated_jinja"),
-    "zephyr": (ZEPHYR, "prompt_templates"),
-    "chatml": (CHATML, "prompt_templates"),
+    "zephyr": (ZEPHYR, "generated_jinja"),
+    "chatml": (CHATML, "generated_jinja"),
+    "nothing-after-stop": (PLAIN, "prompt_templates"),
     "chatml-with-default": (CHATML_WITH_DEFAULT, "generated_jinja"),
     "llama-3": (LLAMA_3, "generated_jinja"),
     "alpaca": (ALPACA, "generated_jinja"),
