@@ -29,6 +29,8 @@ TOKENS = 256
 #: What is continued greedily, and how far.
 PROMPTS = ("The capital of France is", "Once upon a time", "def fibonacci(n):\n")
 CONTINUED = 24
+#: Tokens that the float32 graph decodes: what it computes does not change with their number.
+_STRUCTURE_STEPS = 16
 #: Tokens that a text must give.
 _FEWEST = 16
 
@@ -113,7 +115,9 @@ class _Judge:
     def report(self, max_kl: float | None, *, with_structure: bool) -> Report:
         from edgezoo_core.verification.report import Report
 
-        answers = self._score(self._path, "subject", self._reading.prompts)
+        answers = self._score(
+            self._path, "subject", self._runtime, self._reading.tokens, self._reading.prompts
+        )
         same = self._refer(answers)
         structure = self._structure() if with_structure else None
         outputs = self._outputs(max_kl, same)
@@ -129,12 +133,19 @@ class _Judge:
             self._peaks,
         )
 
-    def _score(self, path: Path, name: str, prompts: Sequence[Sequence[int]]) -> Any:
+    def _score(
+        self,
+        path: Path,
+        name: str,
+        runtime: Runtime,
+        tokens: Sequence[int],
+        prompts: Sequence[Sequence[int]] = (),
+    ) -> Any:
         self._progress(f"{path.name} reads")
         request = {
             "path": str(path),
-            "runtime": self._runtime,
-            "tokens": self._reading.tokens,
+            "runtime": runtime,
+            "tokens": tokens,
             "start": self._reading.start,
             "folder": str(self._folder(name)),
             "prompts": prompts,
@@ -176,7 +187,9 @@ class _Judge:
             adapters=self._made.adapters,
             progress=self._progress,
         )
-        self._score(output, "structure", ())
+        tokens = self._reading.tokens[: self._reading.start + _STRUCTURE_STEPS]
+        # Kernels that pack float32 weights would need their size once more.
+        self._score(output, "structure", "litert-plain", tokens)
         output.unlink()
         return report.structure(*self._compared("structure"))
 
@@ -196,7 +209,8 @@ class _Judge:
         from edgezoo_core.verification import measures, runs
 
         reference, subject = (runs.load(self._folder(n)) for n in ("reference", name))
-        following = self._reading.tokens[self._reading.start :]
+        reference = reference.beginning(subject)
+        following = self._reading.tokens[self._reading.start :][: len(subject.logits) - 1]
         loss = measures.loss(reference.logits, subject.logits, following)
         return loss, measures.layers(reference, subject)
 

@@ -17,7 +17,8 @@ from edgezoo_core import decoder as decoders
 from edgezoo_core.errors import ArtifactError
 from edgezoo_core.runtime.runner import Floats, Runner
 
-Runtime = Literal["litert", "tensorflow"]
+#: LiteRT with XNNPACK, LiteRT with its built-in kernels, TensorFlow's interpreter.
+Runtime = Literal["litert", "litert-plain", "tensorflow"]
 
 #: What a masked position adds to its attention score. Not the lowest float32, so that adding a
 #: score to it cannot overflow.
@@ -60,7 +61,7 @@ class Session:
     Args:
         path: The .tflite.
         num_threads: Threads of the CPU; None takes one per core.
-        runtime: What runs it: LiteRT's own runtime, or TensorFlow's interpreter.
+        runtime: What runs it. `litert-plain` takes least memory, and is slow.
 
     Attributes:
         decoder: What the file says about itself.
@@ -218,7 +219,7 @@ def _runner(runtime: Runtime, path: Path, decoder: decoders.Decoder, num_threads
         return TensorFlowRunner(path, decoder, num_threads)
     from edgezoo_core.runtime.litert import LiteRTRunner
 
-    return LiteRTRunner(path, decoder, num_threads)
+    return LiteRTRunner(path, decoder, num_threads, is_plain=runtime == "litert-plain")
 
 
 def causal_mask(positions: npt.NDArray[np.int32], capacity: int) -> Floats:

@@ -1,11 +1,13 @@
 """LiteRT's own runtime.
 
-The KV cache stays in two sets of buffers that take turns as a step's input and output, so that a
-step copies none of it.
+Each buffer of the KV cache is a step's input and its output at once, so that a step writes its own
+slots and copies none. Weights in the form that the CPU's kernels want are written to a file and
+mapped: that form is then in memory once, and not once for each signature, and can be dropped.
 """
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from ai_edge_litert.compiled_model import CompiledModel
 from ai_edge_litert.hardware_accelerator import HardwareAccelerator
-from ai_edge_litert.options import CpuOptions, Options
+from ai_edge_litert.options import CpuKernelMode, CpuOptions, Options
 
 from edgezoo_core.decoder import Decoder, EntryPoint
 from edgezoo_core.errors import ArtifactError
@@ -28,16 +30,21 @@ class LiteRTRunner:
         path: The .tflite.
         decoder: What it says about itself.
         num_threads: Threads of the CPU.
+        is_plain: Whether the built-in kernels are used in place of XNNPACK's: slower, but they take
+            the weights as they are, mapped from the file.
 
     Raises:
         ArtifactError: The file cannot be loaded.
     """
 
-    def __init__(self, path: Path, decoder: Decoder, num_threads: int) -> None:
-        options = Options(
-            hardware_accelerators=HardwareAccelerator.CPU,
-            cpu_options=CpuOptions(num_threads=num_threads),
+    def __init__(self, path: Path, decoder: Decoder, num_threads: int, *, is_plain: bool) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="edgezoo-weights-")
+        cpu = CpuOptions(
+            num_threads=num_threads,
+            kernel_mode=CpuKernelMode.BUILTIN if is_plain else None,
+            xnnpack_weight_cache_path="" if is_plain else f"{self._folder.name}/packed",
         )
+        options = Options(hardware_accelerators=HardwareAccelerator.CPU, cpu_options=cpu)
         try:
             self._model: Any = CompiledModel.from_file(str(path), options=options)
             self._steps = {n: _Buffers(self._model, s) for n, s in decoder.signatures.items()}
@@ -47,10 +54,9 @@ class LiteRTRunner:
             ) from e
         decode = decoder.signatures["decode"]
         self._shapes = {n: t.shape for n, t in decode.inputs.items() if is_cache(n)}
-        self._read, self._written = (
-            {n: self._model.create_input_buffer_by_name("decode", n) for n in self._shapes}
-            for _ in range(2)
-        )
+        self._cache: dict[str, Any] = {
+            n: self._model.create_input_buffer_by_name("decode", n) for n in self._shapes
+        }
         self._vocabulary = decoder.vocabulary
 
     def run(self, signature: str, inputs: Mapping[str, npt.NDArray[Any]]) -> None:
@@ -59,9 +65,8 @@ class LiteRTRunner:
         for name, values in inputs.items():
             step.inputs[name].write(values)
         self._model.run_by_name(
-            signature, {**step.inputs, **self._read}, {**step.outputs, **self._written}
+            signature, {**step.inputs, **self._cache}, {**step.outputs, **self._cache}
         )
-        self._read, self._written = self._written, self._read
 
     def logits(self) -> Floats:
         """See `Runner.logits`."""
@@ -71,19 +76,20 @@ class LiteRTRunner:
     def cache(self) -> dict[str, Floats]:
         """See `Runner.cache`."""
         return {
-            n: self._read[n].read(int(np.prod(shape)), np.float32).reshape(shape)
+            n: self._cache[n].read(int(np.prod(shape)), np.float32).reshape(shape)
             for n, shape in self._shapes.items()
         }
 
     def clear(self) -> None:
         """See `Runner.clear`."""
         for name, shape in self._shapes.items():
-            self._read[name].write(np.zeros(shape, np.float32))
+            self._cache[name].write(np.zeros(shape, np.float32))
 
     def close(self) -> None:
         """See `Runner.close`."""
-        self._steps, self._read, self._written = {}, {}, {}
+        self._steps, self._cache = {}, {}
         self._model = None
+        self._folder.cleanup()
 
 
 class _Buffers:

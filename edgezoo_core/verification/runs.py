@@ -46,6 +46,11 @@ class Run:
     keys: Floats
     values: Floats
 
+    def beginning(self, other: Run) -> Run:
+        """Returns the part that another run of the same passage has, which may be shorter."""
+        positions, tokens = len(other.logits), other.keys.shape[2]
+        return Run(self.logits[:positions], self.keys[:, :, :tokens], self.values[:, :, :tokens])
+
 
 def create(folder: Path, name: str, shape: Sequence[int]) -> Any:
     """Returns a new array on disk, float32, to be filled."""
