@@ -23,7 +23,18 @@ class RefusedError(Exception):
     """A chat template does not take a conversation."""
 
 
-class Chat(Protocol):
+class Renderer(Protocol):
+    """What renders conversations."""
+
+    def render(self, conversation: Conversation, *, is_asked: bool) -> str:
+        """Renders turns, and the beginning of an answer if asked; start token left out.
+
+        Raises:
+            RefusedError: The template does not take them.
+        """
+
+
+class Chat(Renderer, Protocol):
     """A source's chat template."""
 
     @property
@@ -37,13 +48,6 @@ class Chat(Protocol):
     @property
     def added(self) -> Collection[str]:
         """The tokens that are matched before a text is split."""
-
-    def render(self, conversation: Conversation, *, is_asked: bool) -> str:
-        """Renders turns, and the beginning of an answer if asked; start token left out.
-
-        Raises:
-            RefusedError: The template does not take them.
-        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,10 +163,13 @@ def find(chat: Chat | None) -> Prompts:
         return Prompts("prompt_templates", turns, end_of_answer=end)
     if turns:
         return Prompts("generated_jinja", turns, generate(turns), end)
-    from edgezoo_core.bundle import minijinja
+    from edgezoo_core.bundle import rendering
 
-    jinja = minijinja.adapt(chat)
-    return Prompts("source_jinja" if jinja else "none", jinja=jinja, end_of_answer=end)
+    jinja = _adapt(chat)
+    is_exact = jinja is not None and _is_exact(chat, rendering.Template(jinja))
+    if not is_exact:
+        return Prompts("none", end_of_answer=end)
+    return Prompts("source_jinja", jinja=jinja, end_of_answer=end)
 
 
 def derive(chat: Chat) -> Turns | None:
@@ -209,13 +216,13 @@ def _read(chat: Chat) -> Turns | None:
     )
 
 
-def _is_exact(chat: Chat, turns: Turns) -> bool:
-    """Tells whether turns render as the source does on every probe."""
+def _is_exact(chat: Chat, found: Renderer) -> bool:
+    """Tells whether what was found renders as the source does on every probe."""
     for shape in _SHAPES:
         for shift in range(len(_TEXTS)):
             texts = [_TEXTS[(i + shift) % len(_TEXTS)] for i in range(len(shape))]
             conversation = _conversation(shape, texts)
-            if _rendered(chat, conversation) != _rendered(turns, conversation):
+            if _rendered(chat, conversation) != _rendered(found, conversation):
                 return False
     return True
 
@@ -269,6 +276,39 @@ def _say(text: str) -> str:
     return f"{{{{- {json.dumps(text, ensure_ascii=False)} -}}}}" if text else ""
 
 
+# LiteRT-LM gives content as a list of typed parts and names no special token.
+_PLAIN_MESSAGES = (
+    "{%- set ns = namespace(plain=[]) -%}{%- for message in messages -%}"
+    "{%- set text = message.content if message.content is string"
+    " else message.content[0].text -%}"
+    "{%- set ns.plain = ns.plain + [{'role': message.role, 'content': text}] -%}"
+    "{%- endfor -%}{%- set messages = ns.plain -%}"
+)
+
+
+def _adapt(chat: Chat) -> str | None:
+    """Returns the source's template with what it needs set before it; None where that is no use.
+
+    LiteRT-LM reads what a rendering adds to the one before, so that each must begin with the one
+    before; a template that rewrites earlier turns will not do.
+    """
+    if chat.template.count("bos_token") > 1:
+        return None
+    first = [{"role": "user", "content": "One"}, {"role": "assistant", "content": "Two"}]
+    try:
+        shorter = chat.render(first, is_asked=False)
+        longer = chat.render([*first, {"role": "user", "content": "Three"}], is_asked=True)
+    except RefusedError:
+        return None
+    if not longer.startswith(shorter):
+        return None
+    tokens = "".join(
+        f"{{%- set {name} = {json.dumps(token, ensure_ascii=False)} -%}}"
+        for name, token in sorted({**chat.tokens, "bos_token": ""}.items())
+    )
+    return tokens + _PLAIN_MESSAGES + chat.template
+
+
 def _mark(index: int) -> str:
     return f"\ue001{index}\ue001"  # of the private use area: in no template
 
@@ -304,7 +344,7 @@ def _end_of_answer(chat: Chat) -> str:
     return around[2] if around else ""
 
 
-def _rendered(source: Chat | Turns, conversation: Conversation) -> str | None:
+def _rendered(source: Renderer, conversation: Conversation) -> str | None:
     try:
         return source.render(conversation, is_asked=True)
     except RefusedError:

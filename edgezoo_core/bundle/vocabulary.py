@@ -15,7 +15,7 @@ Form = Literal["sentencepiece", "huggingface"]
 
 _REMEDY = "pass --tokenizer with a folder or hub repo that holds a sound one"
 #: Ordinary text, digits, newlines, blanks, other scripts, bytes that no vocabulary has whole.
-_PROBES = (
+PROBES = (
     "The quick brown fox jumps over the lazy dog. It isn't 1,234.50 or 007!",
     " leading and trailing  double   triple blanks \t tab ",
     "two\nlines\n\nand\r\nthree\n\n\n",
@@ -130,7 +130,7 @@ class _HuggingFace:
         }
         self.end_token = self._tokenizer.eos_token_id
         self.chat = self._chat()
-        self._probes = (*_PROBES, _with_tokens(list(self.added)))
+        self._probes = (*PROBES, with_tokens(list(self.added)))
         self._ids = [self._encode(probe) for probe in self._probes]
         self.form: Form = "sentencepiece" if self._is_sentencepiece() else "huggingface"
         self.start_token = self._start_token()
@@ -228,6 +228,6 @@ def _or_none(token: int) -> int | None:
     return token if token >= 0 else None
 
 
-def _with_tokens(tokens: Sequence[str]) -> str:
-    # Each twice: with text close by, and with blanks and newlines around it.
+def with_tokens(tokens: Sequence[str]) -> str:
+    """Returns a text with each token twice: text close by, and blanks and newlines around it."""
     return "".join(f"word{t}word {t} \n{t}\n" for t in tokens)

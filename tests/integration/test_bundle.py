@@ -83,6 +83,11 @@ MERGED = (
 #: A method of mappings, which minijinja does not have.
 UNREADABLE = MERGED.replace("messages[0]['content'].strip()", "messages[0].get('content')")
 
+#: A statement that LiteRT-LM's minijinja is built without.
+BROKEN_OFF = MERGED.replace("{% endfor %}", "{% if loop.last %}{% break %}{% endif %}{% endfor %}")
+#: In LiteRT-LM only what is undefined is none.
+NONE_IS_SOMETHING = "{% set tools = none %}{% if tools is not none %}Tools!{% endif %}" + MERGED
+
 TEMPLATES = {
     "gemma": (GEMMA, "generated_jinja"),
     "zephyr": (ZEPHYR, "generated_jinja"),
@@ -267,7 +272,9 @@ def test_prefixes_suffixes_and_the_end_of_a_turn(name, model, tmp_path):
     assert about.llm_model_type.WhichOneof("model_type") == "generic_model"
 
 
-@pytest.mark.parametrize("template", [UNREADABLE, "{{ strftime_now('%Y') }}" + UNREADABLE])
+@pytest.mark.parametrize(
+    "template", [UNREADABLE, "{{ strftime_now('%Y') }}" + UNREADABLE, BROKEN_OFF, NONE_IS_SOMETHING]
+)
 def test_a_template_that_cannot_be_carried_over_is_told(template, model, tmp_path, caplog):
     save_tokenizer(tmp_path / "texts", template)
     with caplog.at_level(logging.WARNING, logger="edgezoo_core"):
