@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from edgezoo_core.bundle.prompts import Conversation, RefusedError
@@ -39,8 +39,6 @@ _NONE = re.compile(r"""('(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")|\bis(\s+not)?\s+non
 _LOOP_CONTROL = re.compile(r"\{%[-+]?\s*(break|continue)\s*[-+]?%\}")
 #: Steps after which a template is taken for one that never ends.
 _FUEL = 10_000_000
-#: Any time of day: a rendering is to be compared, not to be up to date.
-_NOW = 1_700_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +140,7 @@ def _given(conversation: Conversation, is_asked: bool) -> str:
     values: Mapping[str, Any] = {
         "messages": messages,
         "add_generation_prompt": is_asked,
-        "now": _NOW,
+        "now": int(datetime.now().timestamp()),
         "bos_token": "",  # as of 0.18.1; the start token is put before the prompt's ids
         "eos_token": "",
     }
@@ -155,7 +153,7 @@ def _tojson(value: Any) -> str:
 
 
 def _strftime_now(form: str) -> str:
-    return datetime.fromtimestamp(_NOW, UTC).strftime(form)
+    return datetime.now().strftime(form)  # as transformers does
 
 
 def _raise_exception(message: str) -> str:

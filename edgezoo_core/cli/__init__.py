@@ -18,9 +18,14 @@ COMMANDS = {
     "plugins": "listing",
     "author": "author",
     "convert": "convert",
-    "bundle": "bundle",
     "verify": "verify",
+    "reproduce": "reproduce",
+    "bundle": "bundle",
+    "check": "check",
+    "inspect": "inspect",
     "run": "run",
+    "bench": "bench",
+    "evaluate": "evaluate",
     "cache": "cache",
 }
 

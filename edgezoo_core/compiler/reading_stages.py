@@ -103,8 +103,10 @@ def bench(
 ) -> dict[str, Any]:
     """Measures a file once: loading, prefill, decode, memory."""
     gc.enable()
-    from edgezoo_core import measuring
-
     if engine == "litert-lm":
-        return measuring.litert_lm(Path(path), threads, points, decode, Path(cache))
-    return measuring.interpreter(Path(path), threads, points, decode)
+        from edgezoo_core.measuring import bundles
+
+        return bundles.measure(Path(path), threads, points, decode, Path(cache))
+    from edgezoo_core.measuring import interpreter
+
+    return interpreter.measure(Path(path), threads, points, decode)

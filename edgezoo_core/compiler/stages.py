@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from edgezoo_core import plugins
 from edgezoo_core import recipe as recipes
 from edgezoo_core.compiler.job import HEAD, PROGRAM, TRACE, Job, format_name
-from edgezoo_core.compiler.reading_stages import pack, refer, score
+from edgezoo_core.compiler.reading_stages import bench, pack, refer, score
 from edgezoo_core.compiler.schema import import_litert_torch
 from edgezoo_core.errors import ConversionError, PluginError
 from edgezoo_core.hooks import LoadedPlugin
@@ -178,7 +178,7 @@ def litert(progress: Progress, job: Mapping[str, Any], output: str, scratch: str
 
 
 STAGES: Mapping[str, Callable[..., dict[str, Any]]] = {
-    f.__name__: f for f in (examine, author, trace, skeleton, litert, score, refer, pack)
+    f.__name__: f for f in (examine, author, trace, skeleton, litert, score, refer, pack, bench)
 }
 
 

@@ -193,11 +193,13 @@ class Session:
         """Picks the signature for what is left: its length, or 1 for decode."""
         room = self.capacity - self.position
         fitting = [n for n in self._lengths if 1 < n <= room]
-        full = [n for n in fitting if n <= rest]
-        if full:
-            return max(full)
         # A longer one is padded: what it writes behind the prompt is overwritten before it is seen.
-        return min(fitting) if fitting and rest > 1 else 1
+        # More than half filled, it takes less time than several shorter ones.
+        longer = min((n for n in fitting if n >= rest), default=None)
+        shorter = max((n for n in fitting if n <= rest), default=None)
+        if longer and (rest > longer // 2 or (not shorter and rest > 1)):
+            return longer
+        return shorter or 1
 
     def _run(self, length: int, tokens: Sequence[int]) -> None:
         name = self._lengths[length]
