@@ -8,8 +8,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from edgezoo_core.artifact import BUNDLE_SUFFIX, Artifact
 from edgezoo_core.errors import ArtifactError
@@ -39,22 +38,16 @@ class Answer:
 
 
 class Chat(Protocol):
-    """A conversation; a context manager, which frees the model."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
+    """A conversation."""
 
     def say(self, text: str) -> Generator[str, None, None]:
         """Yields the answer to a turn, as it comes. Closing the iterator ends the answer."""
 
     def told(self) -> Answer:
         """Tells of the last answer."""
+
+    def close(self) -> None:
+        """Frees the model; nothing can be said afterwards."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,15 +112,8 @@ class InterpreterChat:
         self._prompt: list[int] = []
         self._answer: list[int] = []
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """See `Chat.close`."""
         self._session.close()
 
     def say(self, text: str) -> Generator[str, None, None]:
@@ -196,15 +182,8 @@ class LiteRTLMChat:
         except (RuntimeError, ValueError) as e:
             raise _refused(path, e) from e
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """See `Chat.close`."""
         self._turns.close()
         self._engine.close()
 

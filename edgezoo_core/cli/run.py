@@ -80,7 +80,8 @@ def run_command(
         from edgezoo_core.runtime import Sampler
 
         manner = Manner(Sampler(temperature, top_k, seed), max_tokens, system, raw)
-        with _open(file, cast("Engine | None", engine), tokenizer, manner, stages) as chat:
+        opened = _open(file, cast("Engine | None", engine), tokenizer, manner, stages)
+        with closing(opened) as chat:
             stages.done()
             if prompt is None:
                 _converse(chat)
