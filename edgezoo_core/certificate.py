@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -110,7 +110,7 @@ class _Judge:
         self._runtime = runtime
         self._scratch = scratch
         self._progress = progress
-        self._peaks: dict[str, int] = {}
+        self._memory: dict[str, Mapping[str, int | None]] = {}
 
     def report(self, max_kl: float | None, *, with_structure: bool) -> Report:
         from edgezoo_core.verification.report import Report
@@ -130,7 +130,7 @@ class _Judge:
             structure,
             weights,
             outputs,
-            self._peaks,
+            self._memory,
         )
 
     def _score(
@@ -153,7 +153,7 @@ class _Judge:
             "vocabulary": self._reading.vocabulary,
         }
         (answer,) = workers.run("score", [request], self._progress)
-        self._peaks[name] = answer.peak_memory_bytes
+        self._memory[name] = answer.result["memory"]
         return answer.result["answers"]
 
     def _refer(self, answers: Sequence[Sequence[int]]) -> Any:
@@ -170,7 +170,7 @@ class _Judge:
             "vocabulary": self._reading.vocabulary,
         }
         (answer,) = workers.run("refer", [request], self._progress)
-        self._peaks["reference"] = answer.peak_memory_bytes
+        self._memory["reference"] = answer.result["memory"]
         return answer.result["same_tokens"]
 
     def _structure(self) -> Structure:

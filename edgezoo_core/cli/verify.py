@@ -133,6 +133,9 @@ def print_report(report: Report) -> None:
     parted = ", ".join(f"{same} of {count}" for same, count in report.outputs.same_tokens)
     click.echo(f"greedy answers  equal for {parted} tokens")
     far = report.outputs.farthest_layer
+    for name, held in report.memory_bytes.items():
+        private = f", {held['private'] / 1e9:.2f} of it private" if held["private"] else ""
+        click.echo(f"memory          {name}: {(held['resident'] or 0) / 1e9:.2f} GB{private}")
     click.echo(f"farthest cache  layer {far.layer}: keys {far.keys:.1%}, values {far.values:.1%}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,13 +27,16 @@ def score(
 ) -> dict[str, Any]:
     """Lets an artifact read a passage, and continue prompts greedily."""
     gc.enable()
+    from edgezoo_core.measuring import MemoryWatch
     from edgezoo_core.runtime import Session
     from edgezoo_core.verification import subject
     from edgezoo_core.verification.runs import Passage
 
-    with Session(Path(path), runtime=runtime) as session:
+    watch = MemoryWatch()
+    with watch.watching(), Session(Path(path), runtime=runtime) as session:
         subject.score(session, Passage(tuple(tokens), start), Path(folder), progress)
-        return {"answers": subject.continuations(session, prompts, count, vocabulary)}
+        answers = subject.continuations(session, prompts, count, vocabulary)
+    return {"answers": answers, "memory": asdict(watch.peak)}
 
 
 def refer(
@@ -51,6 +55,7 @@ def refer(
     gc.enable()
     from edgezoo_core.checkpoint import open_folder
     from edgezoo_core.compiler.job import Job
+    from edgezoo_core.measuring import MemoryWatch
     from edgezoo_core.verification import reference
     from edgezoo_core.verification.runs import Passage
 
@@ -71,15 +76,17 @@ def refer(
         import_litert_torch()
         authored = model.build(load_plugin(asked), asked.model, checkpoint, asked.config)
         forward = reference.by_author(authored.module, authored.weights)
-    reference.score(forward, Passage(tuple(tokens), start), Path(folder))
+    watch = MemoryWatch()
     same = []
-    for prompt, answer in zip(prompts, answers, strict=True):
-        read = (*prompt, *answer[:-1])
-        chosen = reference.choices(forward, read, len(prompt), vocabulary)
-        pairs = list(zip(answer, chosen, strict=True))
-        parted = next((i for i, (a, b) in enumerate(pairs) if a != b), len(pairs))
-        same.append([parted, len(pairs)])
-    return {"same_tokens": same}
+    with watch.watching():
+        reference.score(forward, Passage(tuple(tokens), start), Path(folder))
+        for prompt, answer in zip(prompts, answers, strict=True):
+            read = (*prompt, *answer[:-1])
+            chosen = reference.choices(forward, read, len(prompt), vocabulary)
+            pairs = list(zip(answer, chosen, strict=True))
+            parted = next((i for i, (a, b) in enumerate(pairs) if a != b), len(pairs))
+            same.append([parted, len(pairs)])
+    return {"same_tokens": same, "memory": asdict(watch.peak)}
 
 
 def pack(progress: Progress, path: str, texts: str, output: str) -> dict[str, Any]:

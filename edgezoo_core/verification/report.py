@@ -100,7 +100,8 @@ class Report:
         structure: None where it was not asked for.
         weights: Every row; None where the file was made by an engine whose layout is not known.
         outputs: The file itself.
-        peak_memory_bytes: By stage.
+        memory_bytes: The most that `subject`, `reference` and `structure` (the float32 graph) held:
+            `resident`, mapped files included, and `private`, which the system cannot drop.
     """
 
     reference: str
@@ -110,7 +111,7 @@ class Report:
     structure: Structure | None
     weights: Weights | None
     outputs: Outputs
-    peak_memory_bytes: Mapping[str, int]
+    memory_bytes: Mapping[str, Mapping[str, int | None]]
 
     @property
     def passes(self) -> bool:
@@ -130,7 +131,7 @@ class Report:
     def record(self) -> dict[str, Any]:
         """Returns what the manifest keeps: what the same files and versions give again."""
         value = self.to_json()
-        del value["peak_memory_bytes"]
+        del value["memory_bytes"]
         return value
 
 
