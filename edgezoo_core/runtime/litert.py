@@ -38,15 +38,16 @@ class LiteRTRunner:
     """
 
     def __init__(self, path: Path, decoder: Decoder, num_threads: int, *, is_plain: bool) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="edgezoo-weights-")
-        cpu = CpuOptions(
-            num_threads=num_threads,
-            kernel_mode=CpuKernelMode.BUILTIN if is_plain else None,
-            xnnpack_weight_cache_path="" if is_plain else f"{self._folder.name}/packed",
-        )
-        options = Options(hardware_accelerators=HardwareAccelerator.CPU, cpu_options=cpu)
         try:
-            self._model: Any = CompiledModel.from_file(str(path), options=options)
+            # The system keeps the packed weights as long as they are mapped, and no longer.
+            with tempfile.TemporaryDirectory(prefix="edgezoo-weights-") as folder:
+                cpu = CpuOptions(
+                    num_threads=num_threads,
+                    kernel_mode=CpuKernelMode.BUILTIN if is_plain else None,
+                    xnnpack_weight_cache_path="" if is_plain else f"{folder}/packed",
+                )
+                options = Options(hardware_accelerators=HardwareAccelerator.CPU, cpu_options=cpu)
+                self._model: Any = CompiledModel.from_file(str(path), options=options)
             self._steps = {n: _Buffers(self._model, s) for n, s in decoder.signatures.items()}
         except (OSError, ValueError, RuntimeError) as e:
             raise ArtifactError(
@@ -89,7 +90,6 @@ class LiteRTRunner:
         """See `Runner.close`."""
         self._steps, self._cache = {}, {}
         self._model = None
-        self._folder.cleanup()
 
 
 class _Buffers:
