@@ -77,6 +77,11 @@ def listing(names: Iterable[str]) -> str:
     return f"{shown} and {rest} more" if rest > 0 else shown
 
 
+def plain(text: str) -> str:
+    """Returns a text without what a terminal would obey."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def nearest(name: str, known: Collection[str]) -> str | None:
     """Returns the known name that looks most like `name`, or None if none does."""
     import difflib  # only a mistake pays for it

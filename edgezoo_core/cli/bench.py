@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from edgezoo_core.cli.console import working
-from edgezoo_core.cli.options import json_option, plain, print_json, table, verbose_option
+from edgezoo_core.cli.options import json_option, print_json, table, verbose_option
+from edgezoo_core.errors import plain
 
 if TYPE_CHECKING:
     from edgezoo_core.benchmark.figures import Report, Spread

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgezoo_core.cli.console import working
-from edgezoo_core.cli.options import json_option, plain, print_json, table, verbose_option
+from edgezoo_core.cli.options import json_option, print_json, table, verbose_option
 from edgezoo_core.cli.verify import FAILED
 from edgezoo_core.errors import EdgezooError
 
@@ -92,6 +92,6 @@ def _print(report: Report) -> None:
 
 def _print_finding(finding: Finding) -> None:
     click.echo(f"\n{finding.severity}: {finding.rule}")
-    click.echo(f"  found  {plain(finding.found)}")
+    click.echo(f"  found  {finding.found}")
     click.echo(f"  why    {finding.why}")
     click.echo(f"  fix    {finding.remedy}")

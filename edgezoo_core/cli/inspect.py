@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import click
 
 from edgezoo_core.cli.console import Stages, working
-from edgezoo_core.cli.options import json_option, plain, print_json, table, verbose_option
-from edgezoo_core.errors import ArtifactError
+from edgezoo_core.cli.options import json_option, print_json, table, verbose_option
+from edgezoo_core.errors import ArtifactError, plain
 from edgezoo_core.errors import listing as shortened
 
 if TYPE_CHECKING:

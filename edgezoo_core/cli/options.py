@@ -65,8 +65,3 @@ def table(rows: list[tuple[str, ...]], header: tuple[str, ...]) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in lines
     )
-
-
-def plain(text: str) -> str:
-    """Returns a text without what a terminal would obey."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from edgezoo_core.errors import plain
+
 if TYPE_CHECKING:
     from edgezoo_core.contract.subject import Subject
 
@@ -159,7 +161,7 @@ def examine(rule: Rule, subject: Subject) -> Outcome:
             fault = found if isinstance(found, Fault) else Fault(found, rule.severity)
             findings.append(_finding(rule, fault, is_bundle=subject.bundle is not None))
     except NotCheckedError as e:
-        reason = _printable(str(e))
+        reason = plain(str(e))
     verdict: Verdict = "not checked" if reason else "passes"
     if findings:
         verdict = min((f.severity for f in findings), key=("error", "warning").index)
@@ -170,13 +172,8 @@ def _finding(rule: Rule, fault: Fault, *, is_bundle: bool) -> Finding:
     return Finding(
         rule.name,
         fault.severity,
-        _printable(fault.found),
+        plain(fault.found),
         rule.why,
         rule.remedy,
         rule.is_mendable and is_bundle,
     )
-
-
-def _printable(text: str) -> str:
-    """Returns a text in which names and templates of a foreign file cannot steer a terminal."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

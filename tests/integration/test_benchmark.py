@@ -30,7 +30,6 @@ CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-HAS_MATPLOTLIB = importlib.util.find_spec("matplotlib") is not None
 
 
 @pytest.fixture(scope="module")
@@ -301,7 +300,6 @@ def test_plot_asks_for_matplotlib_before_anything_is_measured(converted, tmp_pat
     assert "pip install matplotlib" in done.stderr
 
 
-@pytest.mark.skipif(not HAS_MATPLOTLIB, reason="matplotlib is not installed")
 def test_plot_is_a_png_with_a_line_for_each_file_and_number_of_threads(converted, tmp_path):
     twin = shutil.copy(converted.path, tmp_path / "$twin_1.tflite")
     asked = plan_of((converted.path, twin), (Point(0, 4), Point(8, 4)), 1, threads=(1, 2))
