@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from edgezoo_core import artifact, decoder, inspection
+from edgezoo_core import artifact, decoder
 from edgezoo_core.bundle import sections
 from edgezoo_core.errors import ArtifactError
 
@@ -131,7 +131,7 @@ def trials(asked: Plan) -> Iterator[Trial]:
 def _subject(path: Path, engine: Engine | None) -> Subject:
     if not path.is_file():
         raise ArtifactError(f"{path}: no such file", remedy="check the path")
-    is_bundle = inspection.is_bundle(path)
+    is_bundle = sections.is_bundle(path)
     chosen: Engine = engine or ("litert-lm" if is_bundle else "interpreter")
     if chosen == "interpreter" and is_bundle:
         raise ArtifactError(

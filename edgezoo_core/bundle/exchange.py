@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import uuid
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
-from edgezoo_core.bundle import sections
+from edgezoo_core.bundle import header, sections
 from edgezoo_core.bundle.sections import Contents, Item, Section
 from edgezoo_core.errors import ArtifactError
 
@@ -63,7 +62,7 @@ def write(contents: Contents, parts: Sequence[Part], output: Path) -> str:
 
     plan = _plan(contents, parts)
     first = core.HEADER_BEGIN_BYTE_OFFSET
-    end = first + len(_header(plan, contents.system, ""))
+    end = first + len(_header(plan, contents.system, ()))
     if end > sections.LONGEST_HEADER:
         raise ArtifactError(
             f"{contents.path} would have a header of {end} bytes, and LiteRT-LM reads"
@@ -81,7 +80,7 @@ def write(contents: Contents, parts: Sequence[Part], output: Path) -> str:
         target.seek(0)
         target.write(contents.preamble)
         target.write(end.to_bytes(first - len(contents.preamble), "little"))
-        target.write(_header(plan, contents.system, "".join(digests)))
+        target.write(_header(plan, contents.system, digests))
     with output.open("rb") as written:
         return hashlib.file_digest(written, "sha256").hexdigest()
 
@@ -110,46 +109,10 @@ def _compressed(part: Part) -> bytes:
     return len(part.content).to_bytes(8, "little") + zlib.compress(part.content)
 
 
-def _header(plan: Sequence[_Entry], system: Sequence[Item], content: str) -> bytes:
-    """Packs a header.
-
-    Args:
-        plan: The sections.
-        system: What the old header says of the whole.
-        content: What a new uuid is made of: what a cache holds of the old file is not to be taken
-            for the new one's. Its length does not matter to that of the header.
-    """
-    import flatbuffers
-    from litert_lm_builder import litertlm_header_schema_py_generated as schema
-
-    name = str(uuid.uuid5(uuid.NAMESPACE_OID, content))
-    about = [replace(i, value=name, dtype="String") if i.key == "uuid" else i for i in system]
-    objects = [
-        schema.SectionObjectT(
-            items=[_pair(item) for item in entry.items],
-            dataType=entry.code,
-            beginOffset=entry.begin,
-            endOffset=entry.end,
-        )
-        for entry in plan
-    ]
-    header = schema.LiteRTLMMetaDataT(
-        systemMetadata=schema.SystemMetadataT(entries=[_pair(item) for item in about]),
-        sectionMetadata=schema.SectionMetadataT(objects=objects),
-    )
-    builder = flatbuffers.Builder()
-    builder.Finish(header.Pack(builder))
-    return bytes(builder.Output())
-
-
-def _pair(item: Item) -> Any:
-    from litert_lm_builder import litertlm_builder
-    from litert_lm_builder import litertlm_header_schema_py_generated as schema
-
-    if item.value is None:
-        return schema.KeyValuePairT(key=item.key)
-    kind = litertlm_builder.DType(item.dtype.lower())
-    return litertlm_builder.Metadata(item.key, item.value, kind).to_key_value_pair()
+def _header(plan: Sequence[_Entry], system: Sequence[Item], digests: Sequence[str]) -> bytes:
+    # What a cache holds of the old file is not to be taken for the new one's.
+    name = header.uuid_of(digests)
+    return header.pack(plan, [name if item.key == "uuid" else item for item in system])
 
 
 def _copy(content: Section | bytes, source: IO[bytes], target: IO[bytes]) -> str:

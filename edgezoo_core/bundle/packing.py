@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from edgezoo_core.bundle import header
+from edgezoo_core.bundle.sections import Item, open_bundle
 from edgezoo_core.bundle.vocabulary import Form
 from edgezoo_core.types import Progress
 
@@ -80,64 +80,17 @@ def stamp(path: Path) -> str:
         The sha256 of its last section, the model.
     """
     from litert_lm_builder import litertlm_core as core
-    from litert_lm_builder import litertlm_header_schema_py_generated as schema
 
-    begin = core.HEADER_BEGIN_BYTE_OFFSET
+    contents = open_bundle(path)
+    digests = [_sha256(path, s.begin, s.end) for s in contents.sections]
+    system = [header.uuid_of(digests), Item("creation_timestamp", _TIME, "String")]
+    packed = header.pack(contents.sections, system)
+    first = core.HEADER_BEGIN_BYTE_OFFSET
+    length = (first + len(packed)).to_bytes(first - len(contents.preamble), "little")
     with path.open("rb+") as file:
-        fixed = file.read(core.HEADER_END_LOCATION_BYTE_OFFSET)
-        end = int.from_bytes(file.read(begin - len(fixed)), "little")
-        table = schema.LiteRTLMMetaData.GetRootAs(file.read(end - begin)).SectionMetadata()
-        sections = [table.Objects(i) for i in range(table.ObjectsLength())]
-        digests = [_sha256(path, s.BeginOffset(), s.EndOffset()) for s in sections]
-        packed = _header(sections, "".join(digests))
-        content = fixed + (begin + len(packed)).to_bytes(begin - len(fixed), "little") + packed
-        file.seek(0)
-        file.write(content.ljust(sections[0].BeginOffset(), b"\0"))
+        begin = contents.preamble + length + packed
+        file.write(begin.ljust(contents.sections[0].begin, b"\0"))
     return digests[-1]
-
-
-def _header(sections: Sequence[Any], content: str) -> bytes:
-    """Packs a header anew; the builder's own schema has no way to change one.
-
-    Args:
-        sections: As they stand in the header.
-        content: What the uuid is made of.
-    """
-    import flatbuffers
-    from litert_lm_builder import litertlm_builder
-    from litert_lm_builder import litertlm_header_schema_py_generated as schema
-
-    def entry(key: str, value: str) -> Any:
-        kind = litertlm_builder.DType.STRING
-        return litertlm_builder.Metadata(key, value, kind).to_key_value_pair()
-
-    system = [
-        entry("uuid", str(uuid.uuid5(uuid.NAMESPACE_OID, content))),
-        entry("creation_timestamp", _TIME),
-    ]
-    objects = [
-        schema.SectionObjectT(
-            items=[entry(*_item(section.Items(i))) for i in range(section.ItemsLength())],
-            dataType=section.DataType(),
-            beginOffset=section.BeginOffset(),
-            endOffset=section.EndOffset(),
-        )
-        for section in sections
-    ]
-    header = schema.LiteRTLMMetaDataT(
-        systemMetadata=schema.SystemMetadataT(entries=system),
-        sectionMetadata=schema.SectionMetadataT(objects=objects),
-    )
-    builder = flatbuffers.Builder()
-    builder.Finish(header.Pack(builder))
-    return bytes(builder.Output())
-
-
-def _item(pair: Any) -> tuple[str, str]:
-    from litert_lm_builder import litertlm_peek
-
-    item = litertlm_peek.kvp_to_dict(pair)
-    return str(item["key"]), str(item["value"])
 
 
 def _sha256(path: Path, begin: int, end: int | None = None) -> str:

@@ -22,7 +22,6 @@ from edgezoo_core.inspection.values import (
     Subgraph,
 )
 
-_BUNDLE = b"LITERTLM"
 _CHUNK = 1 << 22
 
 
@@ -41,7 +40,7 @@ def inspect(path: Path) -> Inspection:
     rules: Mapping[str, str] = recipe.get("weights", {})
     size = path.stat().st_size
     bundle = None
-    if is_bundle(path):
+    if sections.is_bundle(path):
         contents = sections.open_bundle(path)
         bundle = _bundle(contents)
         models = tuple(
@@ -53,19 +52,6 @@ def inspect(path: Path) -> Inspection:
     notes = [note] if note else []
     notes += [n for m in models for n in _notes(m, rules)]
     return Inspection(path, size, recipe.get("name"), models, bundle, tuple(notes))
-
-
-def is_bundle(path: Path) -> bool:
-    """Tells a .litertlm from a .tflite by its first bytes.
-
-    Raises:
-        ArtifactError: The file cannot be read.
-    """
-    try:
-        with path.open("rb") as file:
-            return file.read(len(_BUNDLE)) == _BUNDLE
-    except OSError as e:
-        raise ArtifactError(f"{path}: {e.strerror or e}", remedy="check the path") from e
 
 
 def extract_model(found: Inspection, output: Path) -> None:
@@ -116,7 +102,7 @@ def _recipe(path: Path) -> tuple[Mapping[str, Any], str | None]:
     foreign = f"{beside.name} is of another file, and was not read"
     try:
         manifest = json.loads(beside.read_text(encoding="utf-8"))
-        if is_bundle(path):
+        if sections.is_bundle(path):
             is_its_own = manifest["bundle"]["size_bytes"] == path.stat().st_size
         else:
             is_its_own = manifest["artifact"]["size_bytes"] == path.stat().st_size
@@ -187,5 +173,4 @@ __all__ = [
     "Subgraph",
     "extract_model",
     "inspect",
-    "is_bundle",
 ]
