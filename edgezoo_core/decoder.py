@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgezoo_core import slots as slot_counts
 from edgezoo_core.artifact import Artifact
 from edgezoo_core.errors import ArtifactError, listing
 from edgezoo_core.types import TensorSpec
@@ -41,12 +42,14 @@ class KvCache:
 
     Attributes:
         layers: Number of key and of value caches.
-        capacity: Slots S, prompt and answer together.
+        slots: S, as the shapes of its tensors say.
+        capacity: How many of them are used, prompt and answer together: what LiteRT-LM makes of S.
         key_axis: Axis of `kv_cache_k_<i>` along which the slots are.
         value_axis: Axis of `kv_cache_v_<i>` along which the slots are.
     """
 
     layers: int
+    slots: int
     capacity: int
     key_axis: int
     value_axis: int
@@ -128,7 +131,9 @@ def kv_cache(decode: EntryPoint, layout: str | None = None) -> KvCache | None:
     if key[key_axis] != value[value_axis]:
         return None
     layers = sum(name.startswith("kv_cache_k_") for name in decode.inputs)
-    return KvCache(layers, key[key_axis], key_axis, value_axis)
+    slots = key[key_axis]
+    capacity = slot_counts.used(slots) if "mask" in decode.inputs else slots
+    return KvCache(layers, slots, capacity, key_axis, value_axis)
 
 
 @contextmanager

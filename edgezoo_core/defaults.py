@@ -14,7 +14,7 @@ from litert_torch.generative.layers.kv_cache import (
 from litert_torch.generative.utilities.converter import ExportableModule
 from litert_torch.generative.utilities.export_config import ExportConfig
 
-from edgezoo_core import hookimpl, mapping
+from edgezoo_core import hookimpl, mapping, slots
 from edgezoo_core import recipe as recipes
 from edgezoo_core.checkpoint import Checkpoint
 from edgezoo_core.mapping import TensorNames
@@ -44,7 +44,8 @@ def signatures(module: torch.nn.Module, options: SignatureOptions) -> list[Signa
     layout = _LAYOUTS[options.kv_layout]
     export = ExportConfig(kvcache_layout=layout, mask_as_input=options.mask_as_input)
     exported = ExportableModule(module, export_config=export).eval()
-    kv_cache = _empty_cache(module, options)
+    capacity = _slots(module, options)
+    kv_cache = _empty_cache(module, capacity, layout)
 
     def signature(name: str, length: int) -> Signature:
         inputs = {
@@ -53,19 +54,26 @@ def signatures(module: torch.nn.Module, options: SignatureOptions) -> list[Signa
             "kv_cache": kv_cache,
         }
         if options.mask_as_input:
-            inputs["mask"] = torch.zeros((1, 1, length, options.kv_cache_length))
+            inputs["mask"] = torch.zeros((1, 1, length, capacity))
         return Signature(name, exported, inputs)
 
     prefill = [signature(f"prefill_{n}", n) for n in options.prefill_lengths]
     return [*prefill, signature("decode", 1)]
 
 
-def _empty_cache(module: torch.nn.Module, options: SignatureOptions) -> KVCache:
+def _slots(module: torch.nn.Module, options: SignatureOptions) -> int:
+    """Returns the slots that the graphs name; LiteRT-LM tells them by the mask."""
+    if not options.mask_as_input:
+        return options.kv_cache_length
+    dimensions = {d for p in module.parameters() for d in p.shape} | set(options.prefill_lengths)
+    return slots.adjustable(options.kv_cache_length, dimensions)
+
+
+def _empty_cache(module: torch.nn.Module, capacity: int, layout: Any) -> KVCache:
     """Returns a KV cache of zeros that takes no memory: pages that nobody writes are not there."""
-    layout = _LAYOUTS[options.kv_layout]
     config: Any = module.config
     cache = KVCache.from_model_config(
-        options.kv_cache_length, config, device=torch.device("meta"), kv_layout=layout
+        capacity, config, device=torch.device("meta"), kv_layout=layout
     )
     for entry in cache.caches:
         entry.k_cache, entry.v_cache = (

@@ -21,7 +21,8 @@ class SignatureOptions:
     Attributes:
         prefill_lengths: Tokens (T) per prefill signature, ascending. LiteRT-LM fails a turn once
             the free cache is shorter than the smallest, so a small one belongs among them.
-        kv_cache_length: Slots (S) of the KV cache, prompt and answer together.
+        kv_cache_length: Slots (S) of the KV cache that are used, prompt and answer together. Where
+            the mask is an input, the graphs may name a few more, see `edgezoo_core.slots`.
         kv_layout: `transposed`: k float32 [1, Hkv, S, D], v float32 [1, Hkv, D, S];
             `default`: both float32 [1, S, Hkv, D].
         mask_as_input: Whether the attention mask, float32 [1, 1, T, S], is an input. Otherwise an

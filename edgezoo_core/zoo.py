@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from edgezoo_core import artifact, bundle, compiler, hub
+from edgezoo_core import artifact, bundle, compiler, hub, slots
 from edgezoo_core import checkpoint as checkpoints
 from edgezoo_core import recipe as recipes
 from edgezoo_core import tokenizer as tokenizers
@@ -224,7 +224,7 @@ def _by_streaming(order: _Order, watch: Stopwatch) -> _Made:
     with ExitStack() as stack:
         compiled = _compile(order, stack, watch)
         path = order.path(compiled.options.kv_cache_length)
-        _warn(compiled.warnings, compiled.growth_bytes, order.job.recipe.name)
+        _warn(compiled.warnings, compiled.growth_bytes, order.job.recipe.name, compiled.options)
         from edgezoo_core.conversion import checking, streaming  # with numpy, later than a refusal
 
         streaming.check_streamable(compiled.program, checkpoint)
@@ -304,7 +304,7 @@ def _by_litert(order: _Order, watch: Stopwatch) -> _Made:
         _hold_against_hub(order.source, files)
         watch("hashing the file")
         written = _written(partial)
-    _warn(result["warnings"], result["growth_bytes"], order.job.recipe.name)
+    _warn(result["warnings"], result["growth_bytes"], order.job.recipe.name, options)
     return _Made(
         path,
         written,
@@ -351,7 +351,9 @@ def _written(path: Path) -> dict[str, Any]:
     return {"size_bytes": path.stat().st_size, "sha256": checkpoints.sha256(path)}
 
 
-def _warn(warnings: Sequence[str], growth_bytes: int, recipe: str) -> None:
+def _warn(
+    warnings: Sequence[str], growth_bytes: int, recipe: str, options: SignatureOptions
+) -> None:
     for warning in warnings:
         logger.warning("%s", warning)
     if growth_bytes:
@@ -361,6 +363,16 @@ def _warn(warnings: Sequence[str], growth_bytes: int, recipe: str) -> None:
             recipe,
             growth_bytes / 1e6,
         )
+    lengths = {f"--prefill {n}": n for n in options.prefill_lengths}
+    if options.mask_as_input:
+        lengths[f"--kv-cache {options.kv_cache_length}"] = options.kv_cache_length
+    for option, length in lengths.items():
+        if slots.used(length) != length:
+            logger.warning(
+                "%s is a prime, of which LiteRT-LM makes %d; choose a length that is none",
+                option,
+                slots.used(length),
+            )
 
 
 def _manifest(order: _Order, made: _Made, engine: Engine) -> dict[str, Any]:

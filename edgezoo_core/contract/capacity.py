@@ -63,7 +63,7 @@ def kv_capacity(subject: Subject) -> Iterator[Fault]:
     """LiteRT-LM computes the capacity that the KV cache has."""
     computed = capacity(subject)
     if computed != subject.slots:
-        found = f"it takes {computed} for the capacity, the cache has {subject.slots} slots"
+        found = f"it takes {computed} for the slots, the cache has {subject.slots}"
         # A .tflite only runs in a bundle, which may yet say so.
         yield Fault(found, "error" if subject.bundle else "warning")
 
@@ -77,13 +77,13 @@ def kv_capacity(subject: Subject) -> Iterator[Fault]:
     is_mendable=True,
 )
 def max_num_tokens(subject: Subject) -> Iterator[str]:
-    """max_num_tokens is the capacity of the KV cache."""
-    if subject.llm.max_num_tokens != subject.slots:
-        yield f"it is {subject.llm.max_num_tokens}, the cache has {subject.slots} slots"
+    """max_num_tokens is what the KV cache holds."""
+    if subject.llm.max_num_tokens != subject.capacity:
+        yield f"it is {subject.llm.max_num_tokens}, the cache holds {subject.capacity} tokens"
 
 
 def capacity(subject: Subject) -> int:
-    """Returns the capacity that LiteRT-LM 0.18.1 computes."""
+    """Returns the slots that LiteRT-LM 0.18.1 finds, before it makes fewer of a prime."""
     subject.refuse_dynamic()
     prefill = subject.prefills[0]
     if subject.executor is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
+from edgezoo_core import slots
 from edgezoo_core.bundle import sections
 from edgezoo_core.contract.report import Fault, NotCheckedError, rule
 from edgezoo_core.contract.subject import (
@@ -81,12 +82,27 @@ def smallest_prefill(subject: Subject) -> Iterator[Fault]:
     """A prefill signature reads 32 tokens or fewer."""
     subject.refuse_dynamic()
     smallest = min(subject.prefill_length(prefill) for prefill in subject.prefills)
-    slots = subject.slots
-    found = f"the smallest reads {smallest} tokens, and the cache has {slots} slots"
-    if smallest > slots / 2:
+    capacity = subject.capacity
+    found = f"the smallest reads {smallest} tokens, and the cache holds {capacity}"
+    if smallest > capacity / 2:
         yield Fault(found, "error")
     elif smallest > _SHORT:
         yield Fault(found, "warning")
+
+
+@rule(
+    "prefill-length",
+    "warning",
+    why="LiteRT-LM takes a prime above 10 for a placeholder and makes a round number below of it,"
+    " wherever it meets that number in the graph",
+    remedy="convert the model again with lengths that are not prime, such as powers of two",
+)
+def prefill_length(subject: Subject) -> Iterator[str]:
+    """Prefill signatures read as many tokens as they say."""
+    for prefill in subject.prefills:
+        length = subject.prefill_length(prefill)
+        if slots.used(length) != length:
+            yield f"{prefill.name} reads {length} tokens, of which {slots.used(length)} remain"
 
 
 @rule(
@@ -264,6 +280,7 @@ RULES = (
     prefill_name,
     prefill_clash,
     smallest_prefill,
+    prefill_length,
     token_tensors,
     position_tensors,
     mask_form,

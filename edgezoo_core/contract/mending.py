@@ -186,9 +186,9 @@ class _Mending:
 
     def _decoder(self) -> Decoder:
         # Only the capacity and the number of ids matter to metadata; 0 where the file does not say.
-        slots = _known(lambda: self._subject.slots) or 0
+        capacity = _known(lambda: self._subject.capacity) or 0
         ids = _known(lambda: self._subject.vocabulary_size) or 0
-        return Decoder({}, KvCache(0, slots, 2, 3), ids)
+        return Decoder({}, KvCache(0, 0, capacity, 2, 3), ids)
 
 
 def _known(find: Callable[[], T]) -> T | None:

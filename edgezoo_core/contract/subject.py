@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgezoo_core import decoder as decoders
+from edgezoo_core import slots as slot_counts
 from edgezoo_core.bundle import metadata as metadatas
 from edgezoo_core.bundle import prompts, sections, vocabulary
 from edgezoo_core.bundle.prompts import Prompts
@@ -115,7 +116,7 @@ class Subject:
         missing = {f"{name}0" for name in CACHES[0]} - inputs.keys()
         renamed = EntryPoint("decode", self.decode.graph, inputs, self.decode.outputs)
         found = None if missing else decoders.kv_cache(renamed)
-        if found is None or found.capacity != self.slots:
+        if found is None or found.slots != self.slots:
             raise NotCheckedError("the shapes of the KV cache fit no layout that is known")
         return found
 
@@ -126,8 +127,13 @@ class Subject:
         return self.decode.inputs[name] if name else None
 
     @property
+    def capacity(self) -> int:
+        """How many tokens the KV cache holds on the device."""
+        return slot_counts.used(self.slots) if self.mask else self.slots
+
+    @property
     def slots(self) -> int:
-        """How many tokens the KV cache really holds."""
+        """How many slots the KV cache really has."""
         self.refuse_dynamic()
         if self.mask and self.mask.shape:
             return self.mask.shape[-1]

@@ -65,7 +65,7 @@ class Session:
 
     Attributes:
         decoder: What the file says about itself.
-        capacity: Slots of the KV cache.
+        capacity: Tokens that the KV cache holds.
 
     Raises:
         ArtifactError: The file cannot be loaded, or has no prefill and decode signatures.
@@ -209,7 +209,7 @@ class Session:
         inputs: dict[str, npt.NDArray[np.int32] | Floats]
         inputs = {"tokens": padded, "input_pos": positions}
         if "mask" in self.decoder.signatures[name].inputs:
-            inputs["mask"] = causal_mask(positions, self.capacity)
+            inputs["mask"] = causal_mask(positions, self.decoder.cache.slots)
         self._runner.run(name, inputs)
         self._tokens.extend(tokens)
 
@@ -224,15 +224,15 @@ def _runner(runtime: Runtime, path: Path, decoder: decoders.Decoder, num_threads
     return LiteRTRunner(path, decoder, num_threads, is_plain=runtime == "litert-plain")
 
 
-def causal_mask(positions: npt.NDArray[np.int32], capacity: int) -> Floats:
+def causal_mask(positions: npt.NDArray[np.int32], slots: int) -> Floats:
     """Returns the mask that lets each position see itself and what is before it.
 
     Args:
         positions: int32 [T], ascending.
-        capacity: Slots S of the KV cache.
+        slots: Slots S of the KV cache.
 
     Returns:
         mask: float32 [1, 1, T, S], 0 where it may look and `MASKED` elsewhere.
     """
-    sees = np.arange(capacity)[None, :] <= positions[:, None]
+    sees = np.arange(slots)[None, :] <= positions[:, None]
     return np.where(sees, np.float32(0), MASKED)[None, None]

@@ -126,7 +126,7 @@ def convert(save_model, tmp_path_factory):
         if key not in made:
             # A tied random head would say the last token again and again.
             saved = save_model(family, vocab_size=400, tie_word_embeddings=False)
-            shapes = Shapes((4, 16), 160, layout, mask)
+            shapes = Shapes((4, 16), 256, layout, mask)
             folder = tmp_path_factory.mktemp("converted")
             made[key] = zoo.convert(
                 str(saved.folder), recipe="none", shapes=shapes, output=folder
@@ -268,7 +268,7 @@ def test_prefixes_suffixes_and_the_end_of_a_turn(name, model, tmp_path):
     assert about.HasField("jinja_prompt_template") == (built.prompts.kind == "generated_jinja")
     ends = {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(end)}
     assert [list(t.token_ids.ids) for t in about.stop_tokens] == [[i] for i in sorted(ends)]
-    assert about.max_num_tokens == 160
+    assert about.max_num_tokens == 256
     assert about.llm_model_type.WhichOneof("model_type") == "generic_model"
 
 
@@ -377,9 +377,13 @@ RUNS = [
 ]
 
 
-@pytest.mark.parametrize(("family", "layout", "mask", "template"), RUNS)
+@pytest.mark.parametrize(
+    ("family", "layout", "mask", "template", "slots"),
+    # With a mask as an input an app may ask for fewer slots than the file has.
+    [(*run, slots) for run in RUNS for slots in ([None, 131, 200] if run[2] else [None])],
+)
 def test_litert_lm_answers_as_the_interpreter_does(
-    family, layout, mask, template, convert, tmp_path
+    family, layout, mask, template, slots, convert, tmp_path
 ):
     converted = convert(family, layout, mask)
     tokenizer = save_tokenizer(tmp_path / "texts", template, adds_bos=family != "phi2")
@@ -389,9 +393,10 @@ def test_litert_lm_answers_as_the_interpreter_does(
     # Longer than the prefill lengths, 4 and 16, and no multiple of either.
     questions = ("Hm", "Tell me all that there is to know of prefilling in pieces, would you?")
     with (
-        litert_lm.Engine(str(built.path), cache_dir=":nocache") as engine,
+        litert_lm.Engine(str(built.path), max_num_tokens=slots, cache_dir=":nocache") as engine,
         Session(converted.path, num_threads=1) as session,
     ):
+        assert session.capacity == 256
         for question in questions:
             message = [{"role": "user", "content": question}]
             text = rendered_by_transformers(tokenizer, message) if template else question

@@ -118,7 +118,7 @@ class Parts:
     def describe(self, key_axis=2, value_axis=3):
         """Adds ExecutorMetadata."""
         self.executor = sections.new_message(sections.EXECUTOR_METADATA)
-        cache = KvCache(2, SLOTS, key_axis, value_axis)
+        cache = KvCache(2, SLOTS, SLOTS, key_axis, value_axis)
         self.executor.ParseFromString(metadata.executor(cache))
         return self.executor.llm_executor_metadata.state_buffers
 
@@ -261,6 +261,12 @@ def large_prefill(parts):
     del parts.signatures["prefill_8"]
 
 
+def prime_prefill(parts):
+    inputs, _ = parts.signatures["prefill_8"]
+    inputs |= {"tokens": ("int32", (1, 13)), "input_pos": ("int32", (13,))}
+    inputs["mask"] = ("float32", (1, 1, 13, SLOTS))
+
+
 def undescribed(parts):
     parts.signatures = signatures("default", mask=False)
 
@@ -339,6 +345,7 @@ FAULTS = {
         lambda parts: clash(parts, with_adapter=False),
         {"prefill-clash": "warning"},
     ),
+    "a prefill of a prime length": (prime_prefill, {"prefill-length": "warning"}),
     "no small prefill": (only("prefill_64", "decode"), {"smallest-prefill": "warning"}),
     "prefill of most of the cache": (large_prefill, {"smallest-prefill": "error"}),
     "tokens of 64 bits": (
