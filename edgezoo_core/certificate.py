@@ -214,11 +214,9 @@ class _Judge:
         loss = measures.loss(reference.logits, subject.logits, following)
         return loss, measures.layers(reference, subject)
 
-    def _weights(self) -> Weights | None:
-        from edgezoo_core.verification import report, weights
+    def _weights(self) -> Weights:
+        from edgezoo_core.verification import relocation, report, weights
 
-        if self._made.manifest["engine"] != "streaming":
-            return None
         job = self._source.job(self._made.recipe, self._made.shapes)
         with compiler.open_cache() as cache:
             compiled = compiler.compile_job(
@@ -229,16 +227,12 @@ class _Judge:
                 jobs=workers.default_jobs(),
                 progress=self._progress,
             )
-        compiled.head.close()
-        if compiled.program.size_bytes != self._path.stat().st_size:
-            raise VerificationError(
-                f"{self._path} is laid out otherwise than this version does it",
-                remedy="convert it again, or verify it with the versions of its manifest",
-            )
+        with compiled.head as head:
+            program = relocation.relocate(compiled.program, head.read(), self._path)
         self._progress("reading every stored row")
         errors = weights.compare(
             self._path,
-            compiled.program,
+            program,
             self._source.checkpoint,
             self._made.adapters,
             self._progress,

@@ -99,16 +99,15 @@ def print_report(report: Report) -> None:
                 + (f", first in {found.diverges}" if found.diverges else ""),
             )
         )
-    if report.weights:
-        stored = report.weights
-        rows.append(
-            (
-                "weights",
-                _verdict(stored.passes),
-                f"{stored.matrices} tensors, each row within {stored.largest:.3f} of half a step"
-                + (f"; not: {stored.bad[0]}" if stored.bad else ""),
-            )
+    stored = report.weights
+    rows.append(
+        (
+            "weights",
+            _verdict(stored.passes),
+            f"{stored.matrices} tensors, each row within {stored.largest:.3f} of half a step"
+            + (f"; not: {stored.bad[0]}" if stored.bad else ""),
         )
+    )
     rows.append(
         (
             "outputs",

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from edgezoo_core import decoder
+from edgezoo_core import constants, decoder
+from edgezoo_core.constants import Span
 from edgezoo_core.decoder import EntryPoint
 from edgezoo_core.errors import ArtifactError
 from edgezoo_core.inspection import places
@@ -31,14 +32,13 @@ _WEIGHT_OPERANDS = {
     "GATHER": 0,
 }
 _BIAS_OPERAND = 2
-#: Slots of schema.fbs's tables, and the width of their elements: Buffer.data, and of
-#: QuantizationParameters min, max, scale, zero_point.
-_DATA = (4, 1)
-_QUANTIZATION = ((4, 4), (6, 4), (8, 4), (10, 8))
+_QUANTIZATION = (
+    constants.QUANTIZATION_MIN,
+    constants.QUANTIZATION_MAX,
+    constants.QUANTIZATION_SCALE,
+    constants.QUANTIZATION_ZERO_POINT,
+)
 _STATIC = ("int8", "uint8", "int16")
-
-#: Start and length in bytes.
-_Span = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +55,11 @@ class _Use:
 class _Held:
     """A buffer with content, and what is known of it."""
 
-    span: _Span
+    span: Span
     tensor: Any = None
     graph: Any = None
     uses: list[_Use] = field(default_factory=list)
-    scales: set[_Span] = field(default_factory=set)
+    scales: set[Span] = field(default_factory=set)
     scale_buffers: set[int] = field(default_factory=set)
 
 
@@ -83,8 +83,8 @@ class Reader:
         self._graphs = [model.Subgraphs(i) for i in range(model.SubgraphsLength())]
         self._signatures = decoder.signatures(model)
         self._operators = self._operator_names()
-        self._outer: set[_Span] = set()
-        self._scales: set[_Span] = set()
+        self._outer: set[Span] = set()
+        self._scales: set[Span] = set()
         self._held = dict(self._buffers())
 
     def account(self, section: int | None = None, model_type: str | None = None) -> Account:
@@ -97,19 +97,19 @@ class Reader:
             self._read_tensors(graph)
             self._read_uses(graph)
         scale_buffers = {b for held in self._held.values() for b in held.scale_buffers}
-        found: dict[_Span, Constant] = {}
+        found: dict[Span, Constant] = {}
         for index, held in self._held.items():
             if held.tensor is not None and index not in scale_buffers:
                 found.setdefault(held.span, self._constant(held))
-        constants = sorted(found.values(), key=lambda c: (-c.size_bytes, c.name))
+        ordered = sorted(found.values(), key=lambda c: (-c.size_bytes, c.name))
         names = {s.graph: s.name for s in self._signatures.values()}
         return Account(
             section,
             model_type,
             self._signatures,
             tuple(self._subgraph(i, names.get(i)) for i in range(len(self._graphs))),
-            tuple(constants),
-            self._account_bytes(constants, scale_buffers),
+            tuple(ordered),
+            self._account_bytes(ordered, scale_buffers),
         )
 
     def _operator_names(self) -> list[str]:
@@ -127,19 +127,17 @@ class Reader:
     def _buffers(self) -> Iterator[tuple[int, _Held]]:
         for index in range(self._model.BuffersLength()):
             buffer = self._model.Buffers(index)
-            inner = _vector(buffer, *_DATA)
-            # Offset 1 is a placeholder of writers that fill it in later.
-            if buffer.Offset() > 1:
-                span = (buffer.Offset(), buffer.Size())
+            span = constants.content(buffer)
+            if span is None:
+                continue
+            if constants.is_outer(buffer):
                 if sum(span) > self._size:
                     raise ArtifactError(
                         f"buffer {index} ends at byte {sum(span)} of {self._size}",
                         remedy="the file is cut off: obtain it again",
                     )
                 self._outer.add(span)
-                yield index, _Held(span)
-            elif inner:
-                yield index, _Held(inner)
+            yield index, _Held(span)
 
     def _read_tensors(self, graph: Any) -> None:
         for index in range(graph.TensorsLength()):
@@ -152,7 +150,7 @@ class Reader:
             if held.tensor is None:
                 held.tensor, held.graph = tensor, graph
             held.scales |= scales
-            blocks = self._blocks(tensor)
+            blocks = constants.blocks(tensor)
             if blocks:
                 held.scale_buffers.add(graph.Tensors(blocks.Scales()).Buffer())
 
@@ -186,24 +184,17 @@ class Reader:
             op = graph.Operators(number)
             name = self._operators[op.OpcodeIndex()]
             if name == "STABLEHLO_COMPOSITE":
-                name = f"{name} {self._composite(op)}"
+                options = constants.composite(op)
+                name = f"{name} {_text(options.Name()) if options else ''}"
             counts[name] = counts.get(name, 0) + 1
         return Subgraph(signature, counts, graph.TensorsLength())
-
-    def _composite(self, op: Any) -> str:
-        options = self._schema.StableHLOCompositeOptions()
-        table = op.BuiltinOptions2()
-        if table is None:
-            return ""
-        options.Init(table.Bytes, table.Pos)
-        return _text(options.Name())
 
     def _constant(self, held: _Held) -> Constant:
         tensor = held.tensor
         shape = tuple(int(tensor.Shape(i)) for i in range(tensor.ShapeLength()))
         weight_uses = [u for u in held.uses if _is_weight(u, shape)]
         dtype = self._dtype(tensor)
-        blocks = self._blocks(tensor)
+        blocks = constants.blocks(tensor)
         granularity = _granularity(tensor, blocks.BlockSize() if blocks else None)
         block_bytes = sum(self._held[b].span[1] for b in held.scale_buffers if b in self._held)
         found = {p for u in held.uses if (p := self._place(u, shape, dtype))}
@@ -237,9 +228,9 @@ class Reader:
         is_vector = dtype.startswith("float") and 1 < math.prod(shape) == (shape or (0,))[-1]
         return places.of_vector(use.scope) if is_vector else None
 
-    def _account_bytes(self, constants: list[Constant], scale_buffers: set[int]) -> Bytes:
-        weights = sum(c.size_bytes for c in constants if c.is_weight)
-        others = sum(c.size_bytes for c in constants if not c.is_weight)
+    def _account_bytes(self, found: list[Constant], scale_buffers: set[int]) -> Bytes:
+        weights = sum(c.size_bytes for c in found if c.is_weight)
+        others = sum(c.size_bytes for c in found if not c.is_weight)
         blocks = {self._held[b].span for b in scale_buffers if b in self._held}
         scales = sum(size for _, size in self._scales | blocks)
         # The flatbuffer goes to where the first constant stands that is behind it.
@@ -253,33 +244,15 @@ class Reader:
             )
         return Bytes(weights, others, scales, graph, padding)
 
-    def _blocks(self, tensor: Any) -> Any | None:
-        """Returns the table of a tensor that is quantized by blocks."""
-        quantization = tensor.Quantization()
-        kind = self._schema.QuantizationDetails.BlockwiseQuantization
-        if quantization is None or quantization.DetailsType() != kind:
-            return None
-        details = self._schema.BlockwiseQuantization()
-        table = quantization.Details()
-        details.Init(table.Bytes, table.Pos)
-        return details
-
     def _dtype(self, tensor: Any) -> str:
         return self._dtypes.get(tensor.Type(), f"type {tensor.Type()}")
 
 
-def _vector(table: Any, slot: int, width: int) -> _Span | None:
-    """Returns where a vector of a flatbuffer's table is, None if it is empty."""
-    offset = table._tab.Offset(slot)
-    length = table._tab.VectorLen(offset) if offset else 0
-    return (table._tab.Vector(offset), width * length) if length else None
-
-
-def _scale_spans(tensor: Any) -> Iterator[_Span]:
+def _scale_spans(tensor: Any) -> Iterator[Span]:
     quantization = tensor.Quantization()
     if quantization is not None:
         for slot in _QUANTIZATION:
-            span = _vector(quantization, *slot)
+            span = constants.vector(quantization, *slot)
             if span:
                 yield span
 

@@ -98,7 +98,7 @@ class Report:
         text: What was read.
         tokens: Tokens of it.
         structure: None where it was not asked for.
-        weights: Every row; None where the file was made by an engine whose layout is not known.
+        weights: Every row.
         outputs: The file itself.
         memory_bytes: The most that `subject`, `reference` and `structure` (the float32 graph) held:
             `resident`, mapped files included, and `private`, which the system cannot drop.
@@ -109,7 +109,7 @@ class Report:
     text: str
     tokens: int
     structure: Structure | None
-    weights: Weights | None
+    weights: Weights
     outputs: Outputs
     memory_bytes: Mapping[str, Mapping[str, int | None]]
 

@@ -286,6 +286,37 @@ def test_every_format_is_read(recipe, save_case, tmp_path):
     assert report.weights.largest > 0.5
 
 
+@pytest.mark.parametrize("recipe", ["none", "fp16", "dynamic_int8", "dynamic_int4_block32"])
+def test_file_of_litert_torchs_own_path_is_read_row_by_row(recipe, save_case, tmp_path):
+    """It keeps the same rows elsewhere, and what the graphs share once for each."""
+    saved = save_case("gemma-multi-query")
+    ours = convert(saved.folder, tmp_path / "streaming", recipe)
+    path = convert(saved.folder, tmp_path / "litert", recipe, engine="litert")
+    report = certificate.verify(path, with_structure=False)
+    assert report.passes
+    assert report.weights.matrices >= certificate.verify(ours).weights.matrices
+    name = "transformer_blocks.1.ff.w2.weight"
+    matrix = layout(saved, recipe)[name]
+    width = matrix.size_bytes // matrix.rows
+    rows = ours.read_bytes()[matrix.offset :][: 2 * width]
+    content = path.read_bytes()
+    assert content.count(rows) >= 1
+    path.write_bytes(content.replace(rows, rows[width:] + rows[:width]))
+    report = certificate.verify(path, with_structure=False)
+    assert {b.split(" row")[0] for b in report.weights.bad} == {name}
+
+
+def test_another_graph_is_no_proof(converted, tmp_path):
+    _, path = converted
+    path = copied(path, tmp_path)
+    where = artifact.manifest_path(path)
+    manifest = json.loads(where.read_text())
+    manifest["options"]["prefill_lengths"] = [4]
+    where.write_text(json.dumps(manifest))
+    with pytest.raises(VerificationError, match=r"another graph than this version makes: signat"):
+        certificate.verify(path, with_structure=False)
+
+
 def test_other_runtime_says_nearly_the_same(converted, tmp_path):
     _, path = converted
     path = copied(path, tmp_path)
