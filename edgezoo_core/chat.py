@@ -29,12 +29,15 @@ class Answer:
         prompt_tokens: Ids of the conversation so far; None where the engine does not tell.
         answer_tokens: Ids of the answer; None where the engine does not tell.
         count: Number of tokens of the answer.
+        cut: Why it ended before the model ended it, empty if it did not. LiteRT-LM does not tell
+            that its cache is full.
     """
 
     engine: Engine
     prompt_tokens: list[int] | None
     answer_tokens: list[int] | None
     count: int
+    cut: str
 
 
 class Chat(Protocol):
@@ -134,7 +137,10 @@ class InterpreterChat:
 
     def told(self) -> Answer:
         """See `Chat.told`."""
-        return Answer("interpreter", self._prompt, self._answer, len(self._answer))
+        count, capacity = len(self._answer), self._session.capacity
+        is_full = len(self._prompt) + count >= capacity
+        cut = f"the KV cache of {capacity} is full" if is_full else _cut(count, self._manner)
+        return Answer("interpreter", self._prompt, self._answer, count, cut)
 
     def _tokens(self) -> Iterator[int]:
         tokenizer, manner = self._tokenizer, self._manner
@@ -233,7 +239,7 @@ class LiteRTLMChat:
 
     def told(self) -> Answer:
         """See `Chat.told`."""
-        return Answer("litert-lm", None, None, self._count)
+        return Answer("litert-lm", None, None, self._count, _cut(self._count, self._manner))
 
     def _answered(self, text: str) -> Iterator[str]:
         for message in self._turns.send_message_async(text):
@@ -243,6 +249,10 @@ class LiteRTLMChat:
         self._turns.run_prefill([text])
         for responses in self._turns.run_decode_async():
             yield "".join(responses.texts)
+
+
+def _cut(count: int, manner: Manner) -> str:
+    return "no more were asked for" if count >= manner.max_tokens else ""
 
 
 def _refused(path: Path, error: Exception) -> ArtifactError:

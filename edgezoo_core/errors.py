@@ -69,6 +69,10 @@ class VerificationError(EdgezooError):
     """An artifact cannot be held against its source."""
 
 
+class EvaluationError(EdgezooError):
+    """A task is not known, cannot be loaded, or asks for what a converted file cannot do."""
+
+
 def listing(names: Iterable[str]) -> str:
     """Returns the names joined by commas, cut at `LONGEST_LIST` with a count of the rest."""
     names = list(names)

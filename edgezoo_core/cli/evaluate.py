@@ -51,6 +51,7 @@ def evaluate_command(
         stages("importing lm_eval")
         try:
             from edgezoo_core import evaluation
+            from edgezoo_core.evaluation.model import EdgezooLM
         except ModuleNotFoundError as e:
             if e.name is None or e.name.partition(".")[0].startswith("edgezoo"):
                 raise
@@ -59,7 +60,7 @@ def evaluate_command(
                 remedy="run: pip install 'edgezoo-core[evaluate]'",
             ) from e
         stages("loading the model")
-        model = evaluation.EdgezooLM(file, tokenizer, progress=stages)
+        model = EdgezooLM(file, tokenizer, progress=stages)
         stages("looking for the tasks")
         chosen = evaluation.find_tasks([name for name in tasks.split(",") if name], include_path)
         stages.done()  # lm_eval has progress bars of its own

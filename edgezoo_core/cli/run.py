@@ -151,10 +151,12 @@ def _answer(chat: Chat, text: str, *, as_json: bool = False) -> bool:
                 "prompt_tokens": told.prompt_tokens,
                 "answer_tokens": told.answer_tokens,
                 "text": "".join(pieces),
+                "cut": told.cut,
                 "seconds": round(seconds, 3),
             }
         )
     else:
         click.echo()
-    click.echo(f"{told.count} tokens in {seconds:.1f} s with {told.engine}", err=True)
+    cut = f": {told.cut}" if told.cut else ""
+    click.echo(f"{told.count} tokens in {seconds:.1f} s with {told.engine}{cut}", err=True)
     return is_whole

@@ -185,7 +185,8 @@ class Session:
             if token in stop:
                 return
             yield token
-            if count == max_tokens or self.position >= self.capacity:
+            # An answer ends where LiteRT-LM ends it: with as many tokens in all as there are slots.
+            if count == max_tokens or self.position + 1 >= self.capacity:
                 return
             logits = self.feed([token])
 

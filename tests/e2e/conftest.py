@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from filelock import FileLock
 
 if TYPE_CHECKING:
     from hub_server import HubServer
+
+ROOT = Path(__file__).resolve().parents[2]
 
 #: Answers one job per line of stdin. huggingface_hub reads its environment when it is imported, so
 #: every job has a fresh child; torch, which edgezoo_core.hub needs too, is imported once for all.
@@ -197,6 +200,19 @@ class Client:
             remedy=found.get("remedy"),
             stages=tuple(found["stages"]),
         )
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint of SmolLM2-135M-Instruct, made once for all processes of a run."""
+    root = tmp_path_factory.getbasetemp()
+    folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "smollm2-135m"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            partial = folder.with_suffix(".partial")
+            subprocess.run([sys.executable, ROOT / "examples" / "smollm2.py", partial], check=True)
+            partial.rename(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

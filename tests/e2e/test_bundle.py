@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from command import BIN, ENVIRONMENT, edgezoo
 
-ROOT = Path(__file__).resolve().parents[2]
-BIN = Path(sys.executable).parent
 #: Longer than both prefill lengths, 8 and 128, and no multiple of either.
 STORY = (
     "Lighthouses stand on rocky coasts and warn ships of danger. Their lamps once burned whale oil,"
@@ -35,18 +32,6 @@ PROMPTS = (
 )
 
 
-def edgezoo(*arguments, code=0):
-    done = subprocess.run(
-        [BIN / "edgezoo", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    return done
-
-
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
@@ -63,13 +48,10 @@ def litert_lm(path, prompt):
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
+def model(smollm2, tmp_path_factory):
     """What `convert` made of SmolLM2 with the defaults."""
-    folder = tmp_path_factory.mktemp("real")
-    checkpoint = folder / "smollm2-135m"
-    subprocess.run([sys.executable, ROOT / "examples" / "smollm2.py", checkpoint], check=True)
-    options = ("--no-bundle", "--output", folder, "--json")
-    return json.loads(edgezoo("convert", checkpoint, *options).stdout)
+    options = ("--no-bundle", "--output", tmp_path_factory.mktemp("real"), "--json")
+    return json.loads(edgezoo("convert", smollm2, *options).stdout)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +87,7 @@ def chat(model, engine, *options):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        env=ENVIRONMENT,
     )
 
 

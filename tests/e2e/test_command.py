@@ -4,33 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from command import BIN, ENVIRONMENT, edgezoo
 
-EDGEZOO = Path(sys.executable).with_name("edgezoo")
-ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1"}
 SHAPES = ("--prefill", "4", "--prefill", "16", "--kv-cache", "64")
-
-
-def edgezoo(*arguments, cwd=None, code=0):
-    done = subprocess.run(
-        [EDGEZOO, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=cwd,
-        env=ENVIRONMENT,
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    return done
 
 
 @pytest.fixture(scope="module")
@@ -211,6 +195,17 @@ def test_sampling_repeats_with_its_seed(engine, converted):
     assert sample(1) == sample(1) != sample(2)
 
 
+def test_why_an_answer_was_cut_is_told(converted):
+    path = json.loads(converted.stdout)["path"]
+    command = ("run", path, "--engine", "interpreter", "--raw", "--prompt", "x" * 30)
+    for limit, size, why in ((2, 2, "no more were asked for"), (99, 34, "the KV cache of 64 is")):
+        done = edgezoo(*command, "--max-tokens", limit, "--json")
+        answer = json.loads(done.stdout)
+        assert len(answer["answer_tokens"]) == size
+        assert answer["cut"].startswith(why)
+        assert f"with interpreter: {why}" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("engine", "message", "remedy"),
     [
@@ -249,7 +244,7 @@ def test_interrupt_leaves_the_earlier_file_and_nothing_else(converted, checkpoin
     path = Path(json.loads(converted.stdout)["path"])
     before = {p.name: p.read_bytes() for p in path.parent.iterdir() if p.is_file()}
     options = ["--no-cache", "--output", path.parent, "--force"]
-    command = [EDGEZOO, "convert", checkpoint, *SHAPES, *options]
+    command = [BIN / "edgezoo", "convert", checkpoint, *SHAPES, *options]
     process = subprocess.Popen(
         command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT
     )

@@ -11,11 +11,10 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from command import edgezoo
 
 os.environ["HF_DATASETS_OFFLINE"] = "1"  # before datasets is imported: nothing is downloaded
 
-ROOT = Path(__file__).resolve().parents[2]
-BIN = Path(sys.executable).parent
 FOLDER = Path(__file__).with_name("tasks")
 TASKS = ["edgezoo_questions", "edgezoo_answers", "edgezoo_texts"]
 #: Fewer tokens than the longest text has, so that it is read in windows.
@@ -27,46 +26,38 @@ STORY = "The quick brown fox jumps over the lazy dog and runs into the dark gree
 pytestmark = pytest.mark.filterwarnings("default")  # lm_eval and datasets warn at import
 
 
-def edgezoo(*arguments, code=0):
-    done = subprocess.run(
-        [BIN / "edgezoo", *map(str, arguments)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    return done
+@pytest.fixture(scope="module")
+def convert(smollm2, tmp_path_factory):
+    """Converts SmolLM2: `convert(recipe)`."""
+    folder = tmp_path_factory.mktemp("evaluate")
+
+    def run(recipe):
+        done = edgezoo(
+            *("convert", smollm2, "--recipe", recipe, "--prefill", 32, "--kv-cache", 256),
+            *("--output", folder, "--no-bundle", "--json"),
+        )
+        return Path(json.loads(done.stdout)["path"])
+
+    return run
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("evaluate") / "smollm2-135m"
-    subprocess.run([sys.executable, ROOT / "examples" / "smollm2.py", folder], check=True)
-    return folder
-
-
-def convert(checkpoint, recipe):
-    done = edgezoo(
-        *("convert", checkpoint, "--recipe", recipe, "--prefill", 32, "--kv-cache", 256),
-        *("--output", checkpoint.parent, "--no-bundle", "--json"),
-    )
-    return Path(json.loads(done.stdout)["path"])
+def float32(convert):
+    return convert("none")
 
 
 @pytest.fixture(scope="module")
-def float32(checkpoint):
-    return convert(checkpoint, "none")
+def int8(convert):
+    return convert("dynamic_int8")
 
 
 @pytest.fixture(scope="module")
-def int8(checkpoint):
-    return convert(checkpoint, "dynamic_int8")
-
-
-@pytest.fixture(scope="module")
-def reference(checkpoint):
+def reference(smollm2):
     """lm_eval's own model, float32."""
     from lm_eval.models.huggingface import HFLM
 
     return HFLM(
-        str(checkpoint),
+        str(smollm2),
         dtype="float32",
         device="cpu",
         max_length=LENGTH,
@@ -78,7 +69,7 @@ def reference(checkpoint):
 @pytest.fixture(scope="module")
 def exact(float32):
     """The float32 file."""
-    from edgezoo_core.evaluation import EdgezooLM
+    from edgezoo_core.evaluation.model import EdgezooLM
 
     model = EdgezooLM(float32, max_length=LENGTH)
     with model.session:
@@ -195,7 +186,7 @@ def test_options_that_are_not_obeyed_are_told(exact, caplog):
 
 
 def test_more_text_than_slots_is_an_error(exact):
-    from edgezoo_core.evaluation import EvaluationError
+    from edgezoo_core.errors import EvaluationError
 
     options = {"until": [], "max_gen_toks": LENGTH}
     with pytest.raises(EvaluationError, match="64 tokens are to be generated"):
@@ -244,7 +235,7 @@ def test_command_prints_a_row_for_each_metric():
 def test_a_data_set_that_cannot_be_had_is_told(exact, tmp_path):
     from lm_eval.tasks import TaskManager
 
-    from edgezoo_core.evaluation import EvaluationError, Tasks, evaluate
+    from edgezoo_core.errors import EvaluationError, Tasks, evaluate
 
     task = {"task": "absent", "dataset_path": "nobody/nothing", "output_type": "multiple_choice"}
     (tmp_path / "absent.yaml").write_text(json.dumps(task))
@@ -270,7 +261,7 @@ def test_tasks_are_found_by_pattern_or_told(monkeypatch):
 
 def test_a_bundle_is_refused(int8):
     from edgezoo_core.errors import ArtifactError
-    from edgezoo_core.evaluation import EdgezooLM
+    from edgezoo_core.evaluation.model import EdgezooLM
 
     with pytest.raises(ArtifactError, match="is a bundle") as caught:
         EdgezooLM(int8.with_suffix(".litertlm"))

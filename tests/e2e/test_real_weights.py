@@ -3,74 +3,48 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from command import edgezoo
 
-ROOT = Path(__file__).resolve().parents[2]
-BIN = Path(sys.executable).parent
 GREEDY = ["--temperature", "0", "--top-k", "1"]
 PROMPTS = ["What is the capital of France?", "Name three fruits.", "Why is the sky blue?"]
 
 
-def edgezoo(*arguments, code=0):
-    """Runs the command, which ends with this exit code; returns what it printed to stdout."""
-    done = subprocess.run(
-        [BIN / "edgezoo", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-    )
-    assert done.returncode == code, done.stderr
-    return done.stdout
-
-
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("real") / "smollm2-135m"
-    subprocess.run([sys.executable, ROOT / "examples" / "smollm2.py", folder], check=True)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def int8(checkpoint):
+def int8(smollm2, tmp_path_factory):
     """What the defaults give, verified."""
-    out = edgezoo("convert", checkpoint, "--output", checkpoint.parent, "--verify", "--json")
-    return json.loads(out)
+    folder = tmp_path_factory.mktemp("int8")
+    return json.loads(edgezoo("convert", smollm2, "--output", folder, "--verify", "--json").stdout)
 
 
 @pytest.fixture(scope="module")
-def reference(checkpoint):
+def reference(smollm2):
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(checkpoint, dtype="float32").eval()
+    return AutoModelForCausalLM.from_pretrained(smollm2, dtype="float32").eval()
 
 
-def test_mapped_module_equals_transformers(checkpoint):
-    report = json.loads(edgezoo("author", checkpoint, "--compare", "--json"))
+def test_mapped_module_equals_transformers(smollm2):
+    report = json.loads(edgezoo("author", smollm2, "--compare", "--json").stdout)
     print(report["difference"])
     assert sum(report["parameters"].values()) == 134_515_008
     assert report["difference"]["same_choice"] == 1.0
     assert report["difference"]["largest"] < 1e-4 * report["difference"]["scale"]
 
 
-def test_float32_file_gives_token_for_token_what_transformers_gives(
-    checkpoint, reference, tmp_path
-):
+def test_float32_file_gives_token_for_token_what_transformers_gives(smollm2, reference, tmp_path):
     import torch
 
     out = edgezoo(
-        *("convert", checkpoint, "--recipe", "none", "--prefill", 32, "--kv-cache", 256),
+        *("convert", smollm2, "--recipe", "none", "--prefill", 32, "--kv-cache", 256),
         *("--output", tmp_path, "--json"),
     )
-    path = json.loads(out)["path"]
+    path = json.loads(out.stdout)["path"]
     for prompt in PROMPTS:
         options = ("--engine", "interpreter", "--max-tokens", 48, "--json")
-        answer = json.loads(edgezoo("run", path, "--prompt", prompt, *options))
+        answer = json.loads(edgezoo("run", path, "--prompt", prompt, *options).stdout)
         with torch.inference_mode():
             expected = reference.generate(
                 torch.tensor([answer["prompt_tokens"]]), max_new_tokens=48, do_sample=False
@@ -82,15 +56,15 @@ def test_float32_file_gives_token_for_token_what_transformers_gives(
 
 
 def test_int8_answers_sensibly(int8):
-    out = edgezoo("run", int8["path"], "--prompt", PROMPTS[0])
+    out = edgezoo("run", int8["path"], "--prompt", PROMPTS[0]).stdout
     assert "Paris" in out
 
 
-def test_int8_manifest_tells_where_it_comes_from(int8, checkpoint):
+def test_int8_manifest_tells_where_it_comes_from(int8, smollm2):
     manifest = int8["manifest"]
     names = {f["name"] for f in manifest["checkpoint"]["files"]}
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= names
-    assert manifest["checkpoint"]["folder"] == str(checkpoint)
+    assert manifest["checkpoint"]["folder"] == str(smollm2)
     assert manifest["recipe"]["weights"]["layers.29.down"] == "dynamic_int8"
     assert [s["name"] for s in manifest["signatures"]] == ["prefill_8", "prefill_128", "decode"]
     assert Path(int8["path"]).stat().st_size == manifest["artifact"]["size_bytes"] < 150e6
@@ -107,13 +81,13 @@ def test_default_file_is_still_the_model(int8):
     assert report["outputs"]["loss"]["top1"] > 0.9
 
 
-def test_int4_that_ruins_a_model_is_caught_by_its_outputs(checkpoint, tmp_path):
+def test_int4_that_ruins_a_model_is_caught_by_its_outputs(smollm2, tmp_path):
     out = edgezoo(
-        *("convert", checkpoint, "--recipe", "dynamic_int4_block32", "--no-bundle"),
+        *("convert", smollm2, "--recipe", "dynamic_int4_block32", "--no-bundle"),
         *("--output", tmp_path, "--json"),
     )
-    path = json.loads(out)["path"]
-    report = json.loads(edgezoo("verify", path, "--no-structure", "--json", code=3))
+    path = json.loads(out.stdout)["path"]
+    report = json.loads(edgezoo("verify", path, "--no-structure", "--json", code=3).stdout)
     assert report["weights"]["passes"]  # stored as well as four bits can
     assert not report["outputs"]["passes"]
     assert report["outputs"]["loss"]["mean_kl"] > 0.3

@@ -1,10 +1,4 @@
-"""A converted file as a model of lm-evaluation-harness: the benchmarks of the field on what ships.
-
-lm_eval finds models of its own alone, so the command `lm_eval` learns of this one when it is called
-through this module:
-
-    python -m edgezoo_core.evaluation run --model edgezoo --model_args path=FILE --tasks TASK
-"""
+"""An artifact as a model of lm-evaluation-harness."""
 
 from __future__ import annotations
 
@@ -15,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lm_eval
 import numpy as np
 from jinja2 import TemplateError
 from lm_eval.api.instance import Instance
@@ -27,13 +20,12 @@ from lm_eval.models.utils import (
     normalize_gen_kwargs,
     postprocess_generated_text,
 )
-from lm_eval.tasks import TaskManager
-from lm_eval.utils import get_rolling_token_windows, handle_non_serializable, make_disjoint_window
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from edgezoo_core import artifact, sources
 from edgezoo_core import tokenizer as tokenizers
-from edgezoo_core.errors import ArtifactError, EdgezooError, listing, nearest
+from edgezoo_core.errors import ArtifactError, EvaluationError, listing
 from edgezoo_core.runtime import Sampler, Session
 from edgezoo_core.runtime.runner import Floats
 from edgezoo_core.types import Progress, silent
@@ -46,105 +38,6 @@ _MAX_GENERATED = 256
 _OBEYED = {"until", "max_gen_toks", "do_sample", "temperature", "top_k"}
 #: Context and continuation as texts (None: a window of a longer text), then as tokens.
 _Request = tuple[tuple[str, str] | None, list[int], list[int]]
-
-
-class EvaluationError(EdgezooError):
-    """A task is not known, cannot be loaded, or asks for what a converted file cannot do."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tasks:
-    """Tasks to evaluate.
-
-    Attributes:
-        names: Of tasks, groups or tags.
-        manager: lm_eval's own index, which loads them.
-    """
-
-    names: list[str]
-    manager: TaskManager
-
-
-def find_tasks(wanted: Sequence[str], include_path: Path | None = None) -> Tasks:
-    """Looks tasks up; that takes some seconds, since lm_eval reads the thousands that it has.
-
-    Args:
-        wanted: Names of tasks, groups or tags; `*` stands for any part of a name.
-        include_path: A folder with task files of the user's own.
-
-    Raises:
-        EvaluationError: There is no such folder or task.
-    """
-    if include_path and not include_path.is_dir():
-        raise EvaluationError(f"{include_path}: no such folder", remedy="check --include-path")
-    manager = TaskManager(include_path=[str(include_path)] if include_path else None)
-    names: dict[str, None] = {}
-    for name in wanted:
-        matching = manager.match_tasks([name])
-        if not matching:
-            guess = nearest(name, manager.all_tasks)
-            raise EvaluationError(
-                f"no task is called {name!r}",
-                remedy=f"did you mean {guess}?"
-                if guess
-                else "see `lm_eval ls tasks`; pass --include-path DIR for tasks of your own",
-            )
-        names |= dict.fromkeys(matching)
-    return Tasks(list(names), manager)
-
-
-def evaluate(
-    model: EdgezooLM,
-    tasks: Tasks,
-    *,
-    limit: int | None = None,
-    num_fewshot: int | None = None,
-    chat: bool = False,
-) -> dict[str, Any]:
-    """Lets lm_eval score an artifact.
-
-    Args:
-        model: The artifact.
-        tasks: What it is scored on.
-        limit: Documents that are taken of each task; all by default.
-        num_fewshot: Examples before each question, in place of the tasks' own number.
-        chat: Whether the chat template is applied.
-
-    Returns:
-        lm_eval's result, with `samples` of every request.
-
-    Raises:
-        EvaluationError: A task cannot be loaded, or asks for what the file cannot do.
-    """
-    if chat and not model.tokenizer.chat_template:
-        raise EvaluationError("the tokenizer has no chat template", remedy="leave out --chat")
-    try:
-        result: dict[str, Any] = lm_eval.simple_evaluate(
-            model,
-            tasks=tasks.names,
-            task_manager=tasks.manager,
-            limit=limit,
-            num_fewshot=num_fewshot,
-            apply_chat_template=chat,
-        )
-    except OSError as e:  # of a data set that is neither here nor to be had
-        raise EvaluationError(
-            f"the data of {listing(tasks.names)} cannot be had: {e}",
-            remedy="check the connection and HF_HUB_OFFLINE, or write a task that reads a file"
-            " and name its folder with --include-path",
-        ) from e
-    return result
-
-
-def summary(result: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what is worth keeping of a result, as JSON has it: no samples, no environment."""
-    import json
-
-    kept = ("results", "groups", "n-samples", "n-shot", "versions", "higher_is_better")
-    told = {key: result[key] for key in kept if result.get(key)}
-    told |= {"model": result["config"]["model_file"], "lm_eval": result["lm_eval_version"]}
-    cleaned: dict[str, Any] = json.loads(json.dumps(told, default=handle_non_serializable))
-    return cleaned
 
 
 @register_model("edgezoo")
@@ -431,9 +324,3 @@ def _log_probability(logits: Floats, token: int) -> float:
     """Returns the log-probability of a token, computed in float64."""
     shifted = logits.astype(np.float64) - float(logits.max())
     return float(shifted[token] - np.log(np.exp(shifted).sum()))
-
-
-if __name__ == "__main__":
-    from lm_eval.__main__ import cli_evaluate
-
-    cli_evaluate()
