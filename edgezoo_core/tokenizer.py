@@ -33,7 +33,8 @@ class Tokenizer(Protocol):
     def conversation(self, messages: Sequence[Message]) -> list[int]:
         """Returns the ids of a conversation and of what asks for the next answer.
 
-        Without a chat template these are the contents, one after the other.
+        It begins with the start token if texts do, as on the device, whether or not the chat
+        template writes it. Without a chat template these are the contents, one after the other.
 
         Raises:
             ArtifactError: The chat template does not take them.
@@ -109,7 +110,18 @@ class _HuggingFace:
                 f"the chat template does not take a conversation of {roles}: {e}",
                 remedy="leave out --system, or pass --raw",
             ) from e
-        return list(ids)
+        # LiteRT-LM begins a conversation as the tokenizer begins a text; transformers does not.
+        start = self._start()
+        return [*start, *ids] if ids[: len(start)] != start else list(ids)
+
+    def _start(self) -> list[int]:
+        """Returns what the tokenizer puts before a text."""
+        bare, full = (
+            list(self._tokenizer("a", add_special_tokens=added)["input_ids"])
+            for added in (False, True)
+        )
+        begin = next((i for i in range(len(full)) if full[i : i + len(bare)] == bare), 0)
+        return full[:begin]
 
     def text(self, ids: Sequence[int]) -> str:
         decoded: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
