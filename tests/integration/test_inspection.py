@@ -318,7 +318,7 @@ def test_json_has_all(convert):
     (model,) = told["models"]
     assert model["bytes"]["total"] == told["size_bytes"] == path.stat().st_size
     cache = model["signatures"]["decode"]["inputs"]["kv_cache_k_0"]
-    assert cache == {"dtype": "float32", "shape": [1, 2, 32, 32]}
+    assert cache == {"dtype": "float32", "shape": [1, 2, 37, 32]}
     gates = [c for c in model["constants"] if c["places"] == ["layers.0.gate"]]
     assert gates[0]["format"] == "dynamic_int4_block32"
     assert gates[0]["granularity"] == "block 32"
@@ -335,7 +335,7 @@ def test_tables_are_short_and_complete(convert):
     done = CliRunner().invoke(main, ["inspect", str(convert(*MIXED_FILE).path)])
     assert done.exit_code == 0, done.output
     lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
-    assert "in, out kv_cache_k_0-1 float32 [1, 2, 32, 32]" in lines
+    assert "in, out kv_cache_k_0-1 float32 [1, 2, 37, 32]" in lines
     assert any(re.match(r"gate 0-1 dynamic_int4_block32 int4, block 32 \[256, 128\] 2 ", line)
                for line in lines)  # fmt: skip
     assert any(line.startswith("qkv 0 fp16 float16 ") for line in lines)
