@@ -70,7 +70,7 @@ def test() -> None:
     run("python", "tools/readme.py", "--check")
     say("tests")
     # Tests of one file share converted models, so a file keeps to one process.
-    run("python", "-m", "pytest", "--numprocesses=2", "--dist=loadfile", "--durations=15", "--cov")
+    run("python", "-m", "pytest", "--numprocesses=2", "--dist=loadfile", "--durations=15")
 
 
 def docs() -> None:

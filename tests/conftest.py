@@ -26,6 +26,18 @@ if "EDGEZOO_TESTS_CACHE" not in os.environ:
 os.environ["EDGEZOO_CACHE"] = os.environ["EDGEZOO_TESTS_CACHE"]
 
 
+def _keep_to_own_cores() -> None:
+    """Keeps the processes of a parallel run, and what they start, out of each other's way."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    if worker and hasattr(os, "sched_setaffinity"):
+        number, count = int(worker.removeprefix("gw")), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, cores[number::count] or cores)
+
+
+_keep_to_own_cores()
+
+
 def _load_hub_server() -> ModuleType:
     # --import-mode=importlib puts no test folder on sys.path, so a sibling is loaded by its path.
     path = Path(__file__).with_name("hub_server.py")

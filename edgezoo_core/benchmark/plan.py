@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from edgezoo_core import artifact, decoder
+from edgezoo_core import artifact, cpus, decoder
 from edgezoo_core.bundle import sections
 from edgezoo_core.errors import ArtifactError
 
@@ -115,8 +114,8 @@ def plan(
         points = tuple(Point(d, p) for d in dict.fromkeys(depth) for p in dict.fromkeys(prefill))
     for subject in subjects:
         _check(subject, points, decode)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return Plan(subjects, tuple(dict.fromkeys(threads)) or (cores or 1,), points, decode, runs)
+    counts = tuple(dict.fromkeys(threads)) or (cpus.usable(),)
+    return Plan(subjects, counts, points, decode, runs)
 
 
 def trials(asked: Plan) -> Iterator[Trial]:

@@ -21,7 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO, Any
 
-from edgezoo_core import errors
+from edgezoo_core import cpus, errors
 from edgezoo_core.errors import ConversionError, EdgezooError
 from edgezoo_core.types import Progress, silent
 
@@ -48,8 +48,7 @@ class Answer:
 
 def default_jobs() -> int:
     """Returns how many workers the cores and the free memory allow, at least one."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(cores or 1, _available_bytes() // WORKER_BYTES))
+    return max(1, min(cpus.usable(), _available_bytes() // WORKER_BYTES))
 
 
 def run(

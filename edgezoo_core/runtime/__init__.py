@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Literal, Self
 import numpy as np
 import numpy.typing as npt
 
-from edgezoo_core import artifact
+from edgezoo_core import artifact, cpus
 from edgezoo_core import decoder as decoders
 from edgezoo_core.errors import ArtifactError
 from edgezoo_core.runtime.runner import Floats, Runner
@@ -60,7 +59,7 @@ class Session:
 
     Args:
         path: The .tflite.
-        num_threads: Threads of the CPU; None takes one per core.
+        num_threads: Threads of the CPU; None takes one for each that it may use.
         runtime: What runs it. `litert-plain` takes least memory, and is slow.
 
     Attributes:
@@ -81,7 +80,7 @@ class Session:
         for name, signature in self.decoder.signatures.items():
             if name.startswith("prefill"):
                 self._lengths.setdefault(signature.inputs["input_pos"].shape[0], name)
-        self._runner = _runner(runtime, path, self.decoder, num_threads or os.cpu_count() or 1)
+        self._runner = _runner(runtime, path, self.decoder, num_threads or cpus.usable())
         self._tokens: list[int] = []
         self._runner.clear()
 
