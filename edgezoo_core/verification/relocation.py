@@ -7,7 +7,6 @@ constants in another order. It must have the same operators on constants of the 
 from __future__ import annotations
 
 import bisect
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -33,11 +32,11 @@ def relocate(program: Program, head: bytes, path: Path) -> Program:
     """
     from ai_edge_litert import schema_py_generated as schema
 
-    found: dict[int, set[_Place]] = defaultdict(set)
+    found: dict[int, set[_Place]] = {}
     with decoder.mapped(path) as model:
         try:
             for start, place in _places(schema.Model.GetRootAs(head, 0), model):
-                found[start].add(place)
+                found.setdefault(start, set()).add(place)
         except _UnlikeError as e:
             raise VerificationError(
                 f"{path} has another graph than this version makes: {e}",
