@@ -369,7 +369,7 @@ def _warn(
     for option, length in lengths.items():
         if slots.used(length) != length:
             logger.warning(
-                "%s is a prime, of which LiteRT-LM makes %d; choose a length that is none",
+                "%s is a prime number, of which LiteRT-LM makes %d; choose another length",
                 option,
                 slots.used(length),
             )

@@ -69,6 +69,16 @@ def test_growth_of_a_tied_model_is_told(folder, tmp_path, caplog):
     assert f"{384 * (128 + 4) / 1e6:.1f} MB more" in caplog.text
 
 
+def test_lengths_that_litert_lm_changes_are_told(folder, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, "edgezoo_core"):
+        zoo.convert(str(folder), recipe="none", shapes=Shapes((4, 13), 37), output=tmp_path)
+    told = [record.getMessage().split(";")[0] for record in caplog.records]
+    assert told == [
+        "--prefill 13 is a prime number, of which LiteRT-LM makes 8",
+        "--kv-cache 37 is a prime number, of which LiteRT-LM makes 32",
+    ]
+
+
 def test_folder_that_cannot_be_written_is_told(folder, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ArtifactError, match="cannot be written"):
