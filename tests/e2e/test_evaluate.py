@@ -235,7 +235,8 @@ def test_command_prints_a_row_for_each_metric():
 def test_a_data_set_that_cannot_be_had_is_told(exact, tmp_path):
     from lm_eval.tasks import TaskManager
 
-    from edgezoo_core.errors import EvaluationError, Tasks, evaluate
+    from edgezoo_core.errors import EvaluationError
+    from edgezoo_core.evaluation import Tasks, evaluate
 
     task = {"task": "absent", "dataset_path": "nobody/nothing", "output_type": "multiple_choice"}
     (tmp_path / "absent.yaml").write_text(json.dumps(task))
