@@ -44,8 +44,8 @@ def signatures(module: torch.nn.Module, options: SignatureOptions) -> list[Signa
     layout = _LAYOUTS[options.kv_layout]
     export = ExportConfig(kvcache_layout=layout, mask_as_input=options.mask_as_input)
     exported = ExportableModule(module, export_config=export).eval()
-    capacity = _slots(module, options)
-    kv_cache = _empty_cache(module, capacity, layout)
+    cache_length = _slots(module, options)
+    kv_cache = _empty_cache(module, cache_length, layout)
 
     def signature(name: str, length: int) -> Signature:
         inputs = {
@@ -54,7 +54,7 @@ def signatures(module: torch.nn.Module, options: SignatureOptions) -> list[Signa
             "kv_cache": kv_cache,
         }
         if options.mask_as_input:
-            inputs["mask"] = torch.zeros((1, 1, length, capacity))
+            inputs["mask"] = torch.zeros((1, 1, length, cache_length))
         return Signature(name, exported, inputs)
 
     prefill = [signature(f"prefill_{n}", n) for n in options.prefill_lengths]
@@ -69,12 +69,10 @@ def _slots(module: torch.nn.Module, options: SignatureOptions) -> int:
     return slots.adjustable(options.kv_cache_length, dimensions)
 
 
-def _empty_cache(module: torch.nn.Module, capacity: int, layout: Any) -> KVCache:
+def _empty_cache(module: torch.nn.Module, length: int, layout: Any) -> KVCache:
     """Returns a KV cache of zeros that takes no memory: pages that nobody writes are not there."""
     config: Any = module.config
-    cache = KVCache.from_model_config(
-        capacity, config, device=torch.device("meta"), kv_layout=layout
-    )
+    cache = KVCache.from_model_config(length, config, device=torch.device("meta"), kv_layout=layout)
     for entry in cache.caches:
         entry.k_cache, entry.v_cache = (
             torch.from_numpy(np.zeros(tuple(t.shape), np.float32))

@@ -2,37 +2,29 @@
 
 from __future__ import annotations
 
-import logging
-import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from edgezoo_core import artifact, bundle, compiler, hub, slots
-from edgezoo_core import checkpoint as checkpoints
+from edgezoo_core import artifact, bundle, compiler, engines
 from edgezoo_core import recipe as recipes
 from edgezoo_core import tokenizer as tokenizers
 from edgezoo_core.artifact import Artifact
 from edgezoo_core.checkpoint import SourceFile
 from edgezoo_core.compiler import workers
-from edgezoo_core.compiler.job import Job
-from edgezoo_core.errors import ArtifactError, CacheError, ConversionError
+from edgezoo_core.engines import Engine
+from edgezoo_core.errors import ArtifactError
 from edgezoo_core.plugins import Plugin
-from edgezoo_core.shapes import Shapes, SignatureOptions, complete
+from edgezoo_core.shapes import Shapes
 from edgezoo_core.sources import Source, obtain, open_adapters
 from edgezoo_core.stopwatch import Stopwatch, peak_memory_bytes
 from edgezoo_core.types import Progress, Recipe, silent
 
 if TYPE_CHECKING:
     from edgezoo_core.adapter_merging import AdapterSet
-
-Engine = Literal["streaming", "litert"]
-
-logger = logging.getLogger(__name__)
 
 #: Distributions whose versions shape an artifact.
 VERSIONED = ("edgezoo-core", *compiler.VERSIONED)
@@ -101,7 +93,7 @@ def convert(
     asked = recipes.resolve(recipe) if recipe else None
     source = obtain(text, revision=revision, family=family, card=card, progress=watch)
     card_default = source.target.card.default_recipe if source.target.card else recipes.DEFAULT
-    order = _Order(
+    order = engines.Order(
         source.job(asked or recipes.resolve(card_default), shapes or Shapes()),
         source,
         open_adapters(adapters, source, watch) if adapters else None,
@@ -128,7 +120,7 @@ def convert_source(
     """Converts files that were obtained before; otherwise like `convert`."""
     job = source.job(recipe, shapes)
     jobs = workers.default_jobs()
-    order = _Order(job, source, adapters, output, False, jobs, True, with_bundle)
+    order = engines.Order(job, source, adapters, output, False, jobs, True, with_bundle)
     return _carry_out(order, engine, Stopwatch(progress))
 
 
@@ -157,10 +149,10 @@ def pack(
     return dict(answer.result), answer.peak_memory_bytes
 
 
-def _carry_out(order: _Order, engine: Engine, watch: Stopwatch) -> Conversion:
+def _carry_out(order: engines.Order, engine: Engine, watch: Stopwatch) -> Conversion:
     # Told before any work, where the length of the cache is known without the model.
     order.path(order.job.shapes.kv_cache_length or order.job.base.kv_cache_length)
-    made = (_by_litert if engine == "litert" else _by_streaming)(order, watch)
+    made = engines.run(order, engine, watch)
     peaks = {**made.peaks, "streaming": peak_memory_bytes()}
     written = artifact.write_manifest(made.path, _manifest(order, made, engine))
     packed = None
@@ -175,153 +167,6 @@ def _carry_out(order: _Order, engine: Engine, watch: Stopwatch) -> Conversion:
             ) from e
         written = artifact.read(made.path)
     return Conversion(written, packed, watch.finish(), peaks, made.from_cache)
-
-
-@dataclass(frozen=True, slots=True)
-class _Order:
-    """What either engine is asked for."""
-
-    job: Job
-    source: Source
-    adapters: AdapterSet | None
-    output: Path
-    force: bool
-    jobs: int
-    use_cache: bool
-    with_bundle: bool
-
-    def path(self, kv_cache_length: int) -> Path:
-        """Returns where the file goes; it must be free unless replacing was asked for."""
-        path = self.output.expanduser().resolve()
-        if path.suffix != ".tflite":
-            name = self.source.target.name
-            path /= artifact.file_name(name, self.job.recipe.name, kv_cache_length)
-        if not self.force:
-            artifact.refuse_existing(path)
-            if self.with_bundle:
-                bundle.refuse_existing(bundle.default_path(path))
-        return path
-
-
-@dataclass(frozen=True, slots=True)
-class _Made:
-    """What either engine gives."""
-
-    path: Path
-    written: Mapping[str, Any]
-    files: Sequence[SourceFile]
-    options: SignatureOptions
-    signatures: Sequence[Mapping[str, Any]]
-    recipe: Mapping[str, Any]
-    account: Mapping[str, Any]
-    warnings: Sequence[str]
-    peaks: Mapping[str, int]
-    from_cache: Sequence[str]
-
-
-def _by_streaming(order: _Order, watch: Stopwatch) -> _Made:
-    checkpoint = order.source.checkpoint
-    with ExitStack() as stack:
-        compiled = _compile(order, stack, watch)
-        path = order.path(compiled.options.kv_cache_length)
-        _warn(compiled.warnings, compiled.growth_bytes, order.job.recipe.name, compiled.options)
-        from edgezoo_core.conversion import checking, streaming  # with numpy, later than a refusal
-
-        streaming.check_streamable(compiled.program, checkpoint)
-        with artifact.writing(path) as (partial, _):
-            watch("streaming the weights")
-            _begin_file(partial, compiled)
-            files = streaming.fill(
-                partial,
-                compiled.program,
-                checkpoint,
-                adapters=order.adapters,
-                threads=order.jobs,
-                progress=watch,
-            )
-            _hold_against_hub(order.source, files)
-            watch("checking the file")
-            checking.check(partial, compiled.program, checkpoint, order.adapters)
-            watch("hashing the file")
-            written = _written(partial)
-            watch("syncing the file")
-    return _Made(
-        path,
-        written,
-        files,
-        compiled.options,
-        compiled.signatures,
-        compiled.recipe,
-        compiled.account,
-        compiled.warnings,
-        compiled.peak_memory_bytes,
-        compiled.from_cache,
-    )
-
-
-def _compile(order: _Order, stack: ExitStack, watch: Stopwatch) -> compiler.Compiled:
-    """Compiles with the user's cache or, where that cannot be written, without."""
-    watch("looking into the cache")
-
-    def compile_with(*, is_kept: bool) -> compiler.Compiled:
-        cache = stack.enter_context(compiler.open_cache(is_kept=is_kept))
-        source = order.source
-        compiled = compiler.compile_job(
-            order.job, source.plugin, source.checkpoint, cache, jobs=order.jobs, progress=watch
-        )
-        stack.enter_context(compiled.head)
-        return compiled
-
-    if order.use_cache:
-        try:
-            return compile_with(is_kept=True)
-        except CacheError as e:
-            logger.warning("%s; converting without the cache", e.message)
-    return compile_with(is_kept=False)
-
-
-def _begin_file(partial: Path, compiled: compiler.Compiled) -> None:
-    with partial.open("wb") as file:
-        shutil.copyfileobj(compiled.head, file, 1 << 22)
-        file.truncate(compiled.program.size_bytes)
-
-
-def _by_litert(order: _Order, watch: Stopwatch) -> _Made:
-    if order.adapters:
-        raise ConversionError(
-            "litert-torch's path merges no adapters", remedy="leave out --engine litert"
-        )
-    job = order.job.to_json()
-    (examined,) = workers.run("examine", [{"job": job}], watch)
-    context_length = examined.result["context_length"]
-    options = complete(order.job.shapes, order.job.base, context_length)
-    path = order.path(options.kv_cache_length)
-    with artifact.writing(path) as (partial, scratch):
-        request = {"job": job, "output": str(partial), "scratch": str(scratch)}
-        (answer,) = workers.run("litert", [request], watch)
-        result = answer.result
-        files = order.source.checkpoint.hash_files(watch)
-        _hold_against_hub(order.source, files)
-        watch("hashing the file")
-        written = _written(partial)
-    _warn(result["warnings"], result["growth_bytes"], order.job.recipe.name, options)
-    return _Made(
-        path,
-        written,
-        files,
-        options,
-        result["signatures"],
-        result["recipe"],
-        result["account"],
-        result["warnings"],
-        {"litert": answer.peak_memory_bytes},
-        (),
-    )
-
-
-def _hold_against_hub(source: Source, files: Sequence[SourceFile]) -> None:
-    if source.commit:
-        hub.refuse_damaged(source.checkpoint.folder, files)
 
 
 def author(source: Source, *, is_compared: bool, progress: Progress = silent) -> Mapping[str, Any]:
@@ -347,35 +192,7 @@ def versions(plugin: Plugin) -> dict[str, str]:
     return {**found, plugin.distribution: plugin.version}
 
 
-def _written(path: Path) -> dict[str, Any]:
-    return {"size_bytes": path.stat().st_size, "sha256": checkpoints.sha256(path)}
-
-
-def _warn(
-    warnings: Sequence[str], growth_bytes: int, recipe: str, options: SignatureOptions
-) -> None:
-    for warning in warnings:
-        logger.warning("%s", warning)
-    if growth_bytes:
-        logger.warning(
-            "embedding and lm_head are one tied weight, but recipe %s gives them two formats: the"
-            " file carries both, %.1f MB more",
-            recipe,
-            growth_bytes / 1e6,
-        )
-    lengths = {f"--prefill {n}": n for n in options.prefill_lengths}
-    if options.mask_as_input:
-        lengths[f"--kv-cache {options.kv_cache_length}"] = options.kv_cache_length
-    for option, length in lengths.items():
-        if slots.used(length) != length:
-            logger.warning(
-                "%s is a prime number, of which LiteRT-LM makes %d; choose another length",
-                option,
-                slots.used(length),
-            )
-
-
-def _manifest(order: _Order, made: _Made, engine: Engine) -> dict[str, Any]:
+def _manifest(order: engines.Order, made: engines.Made, engine: Engine) -> dict[str, Any]:
     return {
         "schema": artifact.SCHEMA,
         **_describe_source(order.source, made.files),

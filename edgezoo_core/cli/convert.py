@@ -20,6 +20,7 @@ from edgezoo_core.cli.verify import FAILED, print_report
 from edgezoo_core.shapes import KvLayout, Shapes
 
 if TYPE_CHECKING:
+    from edgezoo_core.engines import Engine
     from edgezoo_core.verification.report import Report
     from edgezoo_core.zoo import Conversion
 
@@ -130,7 +131,7 @@ def convert_command(
             family=family,
             card=card,
             adapters=adapters,
-            engine=cast("zoo.Engine", engine),
+            engine=cast("Engine", engine),
             jobs=jobs,
             use_cache=not no_cache,
             with_bundle=with_bundle,

@@ -61,7 +61,7 @@ def executor_metadata(subject: Subject) -> Iterator[str]:
 )
 def kv_capacity(subject: Subject) -> Iterator[Fault]:
     """LiteRT-LM computes the capacity that the KV cache has."""
-    computed = capacity(subject)
+    computed = _slots_found(subject)
     if computed != subject.slots:
         found = f"it takes {computed} for the slots, the cache has {subject.slots}"
         # A .tflite only runs in a bundle, which may yet say so.
@@ -82,7 +82,7 @@ def max_num_tokens(subject: Subject) -> Iterator[str]:
         yield f"it is {subject.llm.max_num_tokens}, the cache holds {subject.capacity} tokens"
 
 
-def capacity(subject: Subject) -> int:
+def _slots_found(subject: Subject) -> int:
     """Returns the slots that LiteRT-LM 0.18.1 finds, before it makes fewer of a prime."""
     subject.refuse_dynamic()
     prefill = subject.prefills[0]

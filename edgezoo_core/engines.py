@@ -1,0 +1,212 @@
+"""The two engines that make a file: edgezoo's own, which streams weights, and litert-torch's."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from edgezoo_core import artifact, bundle, compiler, hub, slots
+from edgezoo_core import checkpoint as checkpoints
+from edgezoo_core.checkpoint import SourceFile
+from edgezoo_core.compiler import workers
+from edgezoo_core.compiler.job import Job
+from edgezoo_core.errors import CacheError, ConversionError
+from edgezoo_core.shapes import SignatureOptions, complete
+from edgezoo_core.sources import Source
+from edgezoo_core.stopwatch import Stopwatch
+
+if TYPE_CHECKING:
+    from edgezoo_core.adapter_merging import AdapterSet
+
+Engine = Literal["streaming", "litert"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What either engine is asked for."""
+
+    job: Job
+    source: Source
+    adapters: AdapterSet | None
+    output: Path
+    force: bool
+    jobs: int
+    use_cache: bool
+    with_bundle: bool
+
+    def path(self, kv_cache_length: int) -> Path:
+        """Returns where the file goes; it must be free unless replacing was asked for."""
+        path = self.output.expanduser().resolve()
+        if path.suffix != ".tflite":
+            name = self.source.target.name
+            path /= artifact.file_name(name, self.job.recipe.name, kv_cache_length)
+        if not self.force:
+            artifact.refuse_existing(path)
+            if self.with_bundle:
+                bundle.refuse_existing(bundle.default_path(path))
+        return path
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What either engine gives."""
+
+    path: Path
+    written: Mapping[str, Any]
+    files: Sequence[SourceFile]
+    options: SignatureOptions
+    signatures: Sequence[Mapping[str, Any]]
+    recipe: Mapping[str, Any]
+    account: Mapping[str, Any]
+    warnings: Sequence[str]
+    peaks: Mapping[str, int]
+    from_cache: Sequence[str]
+
+
+def run(order: Order, engine: Engine, watch: Stopwatch) -> Made:
+    """Makes the file, whole or not at all.
+
+    Raises:
+        EdgezooError: The model cannot be converted, or the file cannot be written.
+    """
+    return (_by_litert if engine == "litert" else _by_streaming)(order, watch)
+
+
+def _by_streaming(order: Order, watch: Stopwatch) -> Made:
+    checkpoint = order.source.checkpoint
+    with ExitStack() as stack:
+        compiled = _compile(order, stack, watch)
+        path = order.path(compiled.options.kv_cache_length)
+        _warn(compiled.warnings, compiled.growth_bytes, order.job.recipe.name, compiled.options)
+        from edgezoo_core.conversion import checking, streaming  # with numpy, later than a refusal
+
+        streaming.check_streamable(compiled.program, checkpoint)
+        with artifact.writing(path) as (partial, _):
+            watch("streaming the weights")
+            _begin_file(partial, compiled)
+            files = streaming.fill(
+                partial,
+                compiled.program,
+                checkpoint,
+                adapters=order.adapters,
+                threads=order.jobs,
+                progress=watch,
+            )
+            _hold_against_hub(order.source, files)
+            watch("checking the file")
+            checking.check(partial, compiled.program, checkpoint, order.adapters)
+            watch("hashing the file")
+            written = _written(partial)
+            watch("syncing the file")
+    return Made(
+        path,
+        written,
+        files,
+        compiled.options,
+        compiled.signatures,
+        compiled.recipe,
+        compiled.account,
+        compiled.warnings,
+        compiled.peak_memory_bytes,
+        compiled.from_cache,
+    )
+
+
+def _compile(order: Order, stack: ExitStack, watch: Stopwatch) -> compiler.Compiled:
+    """Compiles with the user's cache or, where that cannot be written, without."""
+    watch("looking into the cache")
+
+    def compile_with(*, is_kept: bool) -> compiler.Compiled:
+        cache = stack.enter_context(compiler.open_cache(is_kept=is_kept))
+        source = order.source
+        compiled = compiler.compile_job(
+            order.job, source.plugin, source.checkpoint, cache, jobs=order.jobs, progress=watch
+        )
+        stack.enter_context(compiled.head)
+        return compiled
+
+    if order.use_cache:
+        try:
+            return compile_with(is_kept=True)
+        except CacheError as e:
+            logger.warning("%s; converting without the cache", e.message)
+    return compile_with(is_kept=False)
+
+
+def _begin_file(partial: Path, compiled: compiler.Compiled) -> None:
+    with partial.open("wb") as file:
+        shutil.copyfileobj(compiled.head, file, 1 << 22)
+        file.truncate(compiled.program.size_bytes)
+
+
+def _by_litert(order: Order, watch: Stopwatch) -> Made:
+    if order.adapters:
+        raise ConversionError(
+            "litert-torch's path merges no adapters", remedy="leave out --engine litert"
+        )
+    job = order.job.to_json()
+    (examined,) = workers.run("examine", [{"job": job}], watch)
+    context_length = examined.result["context_length"]
+    options = complete(order.job.shapes, order.job.base, context_length)
+    path = order.path(options.kv_cache_length)
+    with artifact.writing(path) as (partial, scratch):
+        request = {"job": job, "output": str(partial), "scratch": str(scratch)}
+        (answer,) = workers.run("litert", [request], watch)
+        result = answer.result
+        files = order.source.checkpoint.hash_files(watch)
+        _hold_against_hub(order.source, files)
+        watch("hashing the file")
+        written = _written(partial)
+    _warn(result["warnings"], result["growth_bytes"], order.job.recipe.name, options)
+    return Made(
+        path,
+        written,
+        files,
+        options,
+        result["signatures"],
+        result["recipe"],
+        result["account"],
+        result["warnings"],
+        {"litert": answer.peak_memory_bytes},
+        (),
+    )
+
+
+def _hold_against_hub(source: Source, files: Sequence[SourceFile]) -> None:
+    if source.commit:
+        hub.refuse_damaged(source.checkpoint.folder, files)
+
+
+def _written(path: Path) -> dict[str, Any]:
+    return {"size_bytes": path.stat().st_size, "sha256": checkpoints.sha256(path)}
+
+
+def _warn(
+    warnings: Sequence[str], growth_bytes: int, recipe: str, options: SignatureOptions
+) -> None:
+    for warning in warnings:
+        logger.warning("%s", warning)
+    if growth_bytes:
+        logger.warning(
+            "embedding and lm_head are one tied weight, but recipe %s gives them two formats: the"
+            " file carries both, %.1f MB more",
+            recipe,
+            growth_bytes / 1e6,
+        )
+    lengths = {f"--prefill {n}": n for n in options.prefill_lengths}
+    if options.mask_as_input:
+        lengths[f"--kv-cache {options.kv_cache_length}"] = options.kv_cache_length
+    for option, length in lengths.items():
+        if slots.used(length) != length:
+            logger.warning(
+                "%s is a prime number, of which LiteRT-LM makes %d; choose another length",
+                option,
+                slots.used(length),
+            )
