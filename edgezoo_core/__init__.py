@@ -14,8 +14,10 @@ __version__ = "0.1.0"
 
 #: Version of the hook contract. A plugin's card states the one that it was written for.
 HOOK_API = 1
+#: The oldest version whose plugins still work. `edgezoo_core.hookspecs` says when the two grow.
+OLDEST_HOOK_API = 1
 
-__all__ = ["HOOK_API", "__version__", "hookimpl"]
+__all__ = ["HOOK_API", "OLDEST_HOOK_API", "__version__", "hookimpl"]
 
 
 def __getattr__(name: str) -> Any:

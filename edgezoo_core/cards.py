@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,12 @@ from edgezoo_core.shapes import SignatureOptions
 #: Version of the layout of models.toml and registry.toml.
 SCHEMA = 1
 
+#: What a family may claim beyond what every plugin must hold; `edgezoo_core.testkit` checks it.
+CAPABILITIES = ("prefill_lengths", "int4", "transposed_kv", "mask_input", "long_context")
+
 MODEL_ID = re.compile(r"[a-z0-9][a-z0-9._-]*")
 HUB_REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,24 @@ class ModelCard:
 
 
 @dataclass(frozen=True, slots=True)
+class Conformance:
+    """What `edgezoo_core.testkit` has to know of a family.
+
+    Attributes:
+        capabilities: Which of `CAPABILITIES` the family claims.
+        config: Laid over the config.json of the small model that is made for the checks; the whole
+            of it where transformers has no such architecture.
+        reference: `package.module:function`, where transformers has no such architecture: from the
+            folder of a checkpoint to a function from tokens, int64 [1, T], to logits, float32
+            [1, T, V].
+    """
+
+    capabilities: tuple[str, ...] = ()
+    config: Mapping[str, Any] = field(default_factory=dict)
+    reference: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class FamilyCard:
     """A plugin's `models.toml`.
 
@@ -62,19 +84,22 @@ class FamilyCard:
         hook_api: Version of the hook contract that the plugin was written for.
         architectures: Values of config.json's `architectures` that the family re-authors.
         models: Its models by id.
+        conformance: What the family claims, and what its checks need.
     """
 
     family: str
     hook_api: int
     architectures: tuple[str, ...]
     models: Mapping[str, ModelCard]
+    conformance: Conformance = field(default_factory=Conformance)
 
 
 @dataclass(frozen=True, slots=True)
 class IndexEntry:
-    """A line of the index: a model that some distribution brings."""
+    """A line of the index: a model, its family, and the distribution that brings both."""
 
     id: str
+    family: str
     distribution: str
     summary: str
 
@@ -153,27 +178,39 @@ def read_family(path: Path) -> FamilyCard:
         if card.id in models:
             raise CardError(f"{path}: two models are called {card.id}", remedy="rename one")
         models[card.id] = card
+    conformance = _conformance(table.take("conformance", dict, {}), str(path))
     table.finish()
     if not models:
         raise CardError(f"{path}: no models", remedy="add a [[models]] table")
-    return FamilyCard(family, hook_api, architectures, models)
+    return FamilyCard(family, hook_api, architectures, models, conformance)
 
 
 def read_index(path: Path) -> dict[str, IndexEntry]:
     """Reads a `registry.toml`: entries by model id.
 
     Raises:
-        CardError: It cannot be read, or a key is missing, misspelt, or of the wrong kind.
+        CardError: It cannot be read, a key is missing, misspelt, or of the wrong kind, or two
+            distributions claim one family.
     """
     table = _read(path)
     entries: dict[str, IndexEntry] = {}
+    owners: dict[str, str] = {}
     for row in table.tables("models"):
         entry = IndexEntry(
-            row.take("id", str), row.take("distribution", str), row.take("summary", str)
+            id=row.take("id", str),
+            family=row.take("family", str),
+            distribution=row.take("distribution", str),
+            summary=row.take("summary", str),
         )
         row.finish()
         if entry.id in entries:
             raise CardError(f"{path}: {entry.id} stands twice", remedy="remove one")
+        owner = owners.setdefault(entry.family, entry.distribution)
+        if owner != entry.distribution:
+            raise CardError(
+                f"{path}: family {entry.family} is claimed by {owner} and {entry.distribution}",
+                remedy="rename one family",
+            )
         entries[entry.id] = entry
     table.finish()
     return entries
@@ -259,3 +296,24 @@ def _signatures(values: dict[str, Any], where: str) -> SignatureOptions:
         raise CardError(f"{table.where}: {e.message}", remedy="correct the card") from e
     table.finish()
     return options
+
+
+def _conformance(values: dict[str, Any], path: str) -> Conformance:
+    table = _Table(values, f"{path}: conformance")
+    capabilities = table.take("capabilities", list, [])
+    for name in capabilities:
+        if name not in CAPABILITIES:
+            guess = nearest(str(name), CAPABILITIES)
+            raise CardError(
+                f"{table.where}: unknown capability {name!r}",
+                remedy=f"did you mean `{guess}`?" if guess else f"known: {listing(CAPABILITIES)}",
+            )
+    reference = table.take("reference", str, None)
+    if reference is not None and not _FUNCTION.fullmatch(reference):
+        raise CardError(
+            f"{table.where}: reference is {reference!r}, expected package.module:function",
+            remedy="correct `reference`",
+        )
+    found = Conformance(tuple(capabilities), table.take("config", dict, {}), reference)
+    table.finish()
+    return found

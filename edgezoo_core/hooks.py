@@ -14,7 +14,7 @@ from edgezoo_core import hookspecs
 from edgezoo_core.errors import EdgezooError, PluginError, listing, nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from types import ModuleType
 
     import torch
@@ -52,18 +52,23 @@ class LoadedPlugin:
         # else. pluggy calls the last registered first.
         manager = pluggy.PluginManager("edgezoo")
         manager.add_hookspecs(hookspecs)
+        # pluggy refuses arguments that the spec lacks: the old names are arguments, too.
+        for hook, names in hookspecs.RENAMED.items():
+            getattr(manager.hook, hook).spec.argnames += tuple(names)
         manager.register(defaults, "edgezoo-core:defaults")
         manager.register(self._module, f"{self.plugin.distribution}:{self.plugin.family}")
         manager.check_pending()
         return manager
 
+    @cached_property
+    def hooks(self) -> tuple[str, ...]:
+        """The hooks that the plugin answers itself, in the order of the contract."""
+        answered = {hook for hook, _, _ in _implementations(self._module)}
+        return tuple(hook for hook in _arguments() if hook in answered)
+
     def answers(self, hook: str) -> bool:
         """Whether the plugin answers a hook itself, rather than leave it to the core."""
-        return any(
-            (f.edgezoo_impl["specname"] or name) == hook
-            for name, f in vars(self._module).items()
-            if inspect.isroutine(f) and hasattr(f, "edgezoo_impl")
-        )
+        return hook in self.hooks
 
     def author(self, model: Model, config: Config) -> torch.nn.Module:
         """Asks for the re-authored module, its parameters on meta."""
@@ -133,6 +138,8 @@ class LoadedPlugin:
 
     def _ask(self, hook: str, kind: type | tuple[type, ...], **arguments: Any) -> Any:
         manager = self._manager
+        for old, new in hookspecs.RENAMED.get(hook, {}).items():
+            arguments[old] = arguments[new]
         try:
             answer = getattr(manager.hook, hook)(**arguments)
         except (EdgezooError, KeyboardInterrupt):
@@ -156,24 +163,16 @@ class LoadedPlugin:
 
 def contract_problem(module: ModuleType) -> str | None:
     """Returns what is wrong with a module's hooks, or None."""
-    specs = {
-        name: list(inspect.signature(f).parameters)
-        for name, f in vars(hookspecs).items()
-        if hasattr(f, "edgezoo_spec")
-    }
-    # Like pluggy, routines only: of some objects, torch.ops say, every attribute exists.
-    hooks = {
-        n: f for n, f in vars(module).items() if inspect.isroutine(f) and hasattr(f, "edgezoo_impl")
-    }
+    specs = _arguments()
+    hooks = list(_implementations(module))
     if not hooks:
         return f"{module.__name__} has no function marked with @hookimpl"
-    for name, function in hooks.items():
+    for hook, name, function in hooks:
         options = function.edgezoo_impl
         if options["wrapper"] or options["hookwrapper"]:
             return f"{name} is a wrapper; a model plugin answers for its own models only"
         if options["trylast"]:
             return f"{name} is trylast; the core's default would answer before it"
-        hook = options["specname"] or name
         if hook not in specs:
             guess = nearest(hook, specs)
             return f"{hook} is no hook" + (f"; did you mean {guess}?" if guess else "")
@@ -184,9 +183,36 @@ def contract_problem(module: ModuleType) -> str | None:
                 return f"{name}: argument {argument.name} must be a plain one"
             if argument.default is not argument.empty:
                 return f"{name}: argument {argument.name} must not have a default"
-            if argument.name not in specs[hook]:
+            if argument.name not in [*specs[hook], *hookspecs.RENAMED.get(hook, {})]:
                 guess = nearest(argument.name, specs[hook])
                 return f"{name}: unknown argument {argument.name}" + (
                     f"; did you mean {guess}?" if guess else f" (known: {', '.join(specs[hook])})"
                 )
     return None
+
+
+def outdated_arguments(module: ModuleType) -> list[tuple[str, str, str]]:
+    """Returns hook, old name and new name of each argument that a module calls by its old name."""
+    return [
+        (hook, old, new)
+        for hook, _, function in _implementations(module)
+        for old, new in hookspecs.RENAMED.get(hook, {}).items()
+        if old in inspect.signature(function).parameters
+    ]
+
+
+def _arguments() -> dict[str, list[str]]:
+    """Returns the arguments of every hook of the contract."""
+    return {
+        hook: list(inspect.signature(function).parameters)
+        for hook, function in vars(hookspecs).items()
+        if hasattr(function, "edgezoo_spec")
+    }
+
+
+def _implementations(module: ModuleType) -> Iterator[tuple[str, str, Any]]:
+    """Yields hook, name and function of each that a module marks with @hookimpl."""
+    for name, function in vars(module).items():
+        # Like pluggy, routines only: of some objects, torch.ops say, every attribute exists.
+        if inspect.isroutine(function) and hasattr(function, "edgezoo_impl"):
+            yield function.edgezoo_impl["specname"] or name, name, function

@@ -3,6 +3,11 @@
 Each is asked of the family that owns the model, then of `edgezoo_core.defaults`; the first answer
 that is not None counts. So None means "take the core's default", and only `author` and
 `tensor_names` have none.
+
+HOOK_API grows by one in each minor release that adds or renames a hook or an argument. Additions
+leave older plugins as they are, since a function is handed only the arguments that it names. A
+renamed argument keeps its old name for one minor release, with a warning. Whatever else is taken
+away is announced a minor release before, and OLDEST_HOOK_API then grows.
 """
 
 from __future__ import annotations
@@ -29,6 +34,9 @@ if TYPE_CHECKING:
     )
 
 hookspec = pluggy.HookspecMarker("edgezoo")
+
+#: Hook -> old name of an argument -> its new one. Emptied with each minor release.
+RENAMED: Mapping[str, Mapping[str, str]] = {}
 
 
 @hookspec(firstresult=True)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import importlib
 import os
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from edgezoo_core import HOOK_API, cards
-from edgezoo_core.errors import EdgezooError, PluginError, listing
+from edgezoo_core import HOOK_API, OLDEST_HOOK_API, cards
+from edgezoo_core.errors import EdgezooError, PluginError, listing, plain
 
 if TYPE_CHECKING:
     from edgezoo_core.hooks import LoadedPlugin
@@ -37,6 +37,8 @@ class Plugin:
         state: `ok`, or why it cannot be used (of a conflict over model ids: why not fully).
         reason: One line about the state; empty when ok.
         card: Its models.toml, if that could be read; models in conflict are left out.
+        hooks: The hooks that it answers itself; known once it was examined.
+        error: What its code raised when it was examined.
     """
 
     family: str
@@ -46,6 +48,8 @@ class Plugin:
     state: State = "ok"
     reason: str = ""
     card: cards.FamilyCard | None = None
+    hooks: tuple[str, ...] = ()
+    error: BaseException | None = field(default=None, compare=False)
 
     @property
     def is_usable(self) -> bool:
@@ -98,14 +102,24 @@ def load(plugin: Plugin) -> LoadedPlugin:
         raise _failed(plugin, "import-failed", reason) from e
     from edgezoo_core import hooks  # with pluggy, which a listing does without
 
-    problem = hooks.contract_problem(module)
+    try:
+        problem = hooks.contract_problem(module)
+    except Exception as e:
+        reason = f"its hooks cannot be read: {type(e).__name__}: {e}"
+        raise _failed(plugin, "contract-failed", reason) from e
     if problem:
         raise _failed(plugin, "contract-failed", problem)
+    for hook, old, new in hooks.outdated_arguments(module):
+        _log(
+            "WARNING",
+            f"plugin {plugin.family} of {plugin}: {hook} takes {old}, which is now called {new};"
+            " the old name goes with the next minor release of edgezoo-core",
+        )
     return hooks.LoadedPlugin(plugin, module)
 
 
 def examine(plugin: Plugin) -> Plugin:
-    """Returns the plugin with the state that it shows once it is imported.
+    """Returns the plugin with the state and the hooks that it shows once it is imported.
 
     Raises:
         PluginError: That state is not ok, and `EDGEZOO_STRICT` is 1.
@@ -113,12 +127,12 @@ def examine(plugin: Plugin) -> Plugin:
     if not plugin.is_usable:
         return plugin
     try:
-        load(plugin)
+        loaded = load(plugin)
     except PluginLoadError as e:
         if _is_strict():
             raise
-        return replace(plugin, state=e.state, reason=e.reason)
-    return plugin
+        return replace(plugin, state=e.state, reason=e.reason, error=e.__cause__)
+    return replace(plugin, hooks=loaded.hooks)
 
 
 class PluginLoadError(PluginError):
@@ -137,7 +151,7 @@ def _describe(entry: metadata.EntryPoint) -> tuple[str, str, str, str]:
     about = entry.dist.metadata if entry.dist else {"Name": "unknown", "Version": ""}
     # Of a value that is no module name, importlib's `entry.module` raises AttributeError.
     module = entry.module if entry.pattern.match(entry.value) else entry.value
-    return entry.name, str(about["Name"]), str(about["Version"]), module
+    return plain(entry.name), plain(str(about["Name"])), plain(str(about["Version"])), module
 
 
 def _inspect(plugin: Plugin, allowed: set[str] | None) -> Plugin:
@@ -146,14 +160,16 @@ def _inspect(plugin: Plugin, allowed: set[str] | None) -> Plugin:
     try:
         card = cards.read_family(package_folder(plugin.module) / "models.toml")
     except EdgezooError as e:
-        return replace(plugin, state="invalid-card", reason=f"{e.message} ({e.remedy})")
+        return replace(plugin, state="invalid-card", reason=_one_line(f"{e.message} ({e.remedy})"))
     plugin = replace(plugin, card=card)
     if card.family != plugin.family:
         reason = f"entry point {plugin.family!r}, but models.toml says family {card.family!r}"
         return replace(plugin, state="invalid-card", reason=reason)
-    if card.hook_api != HOOK_API:
-        reason = f"written for hook API {card.hook_api}, this edgezoo-core has {HOOK_API}"
-        return replace(plugin, state="incompatible", reason=reason)
+    if not OLDEST_HOOK_API <= card.hook_api <= HOOK_API:
+        plugin = replace(plugin, state="incompatible")
+        taken = f"{HOOK_API}" if card.hook_api > HOOK_API else f"{OLDEST_HOOK_API} and later"
+        reason = f"written for hook API {card.hook_api}, this edgezoo-core takes {taken}"
+        return replace(plugin, reason=f"{reason} ({_remedy(plugin)})")
     return plugin
 
 
@@ -222,15 +238,21 @@ def _log(level: Literal["INFO", "WARNING"], message: str) -> None:
 
 
 def _failed(plugin: Plugin, state: State, reason: str) -> PluginLoadError:
-    error = PluginLoadError(plugin, state, reason)
+    error = PluginLoadError(plugin, state, _one_line(reason))
     _log("INFO", error.message)
     return error
 
 
+def _one_line(text: str) -> str:
+    # What a plugin's code or card says can have any form.
+    return plain(" ".join(text.split()))
+
+
 def _remedy(plugin: Plugin) -> str:
     upgrade = f"pip install --upgrade {plugin.distribution}"
+    is_newer = plugin.card is not None and plugin.card.hook_api > HOOK_API
     remedies: dict[State, str] = {
-        "incompatible": f"{upgrade} edgezoo-core",
+        "incompatible": "pip install --upgrade edgezoo-core" if is_newer else upgrade,
         "conflict": "uninstall one of the two distributions",
         "disabled": f"add {plugin.family} to EDGEZOO_PLUGINS, or unset it",
     }

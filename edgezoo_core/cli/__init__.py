@@ -15,7 +15,8 @@ from edgezoo_core.errors import EdgezooError
 COMMANDS = {
     "list": "listing",
     "info": "listing",
-    "plugins": "listing",
+    "plugins": "plugins",
+    "install": "install",
     "author": "author",
     "convert": "convert",
     "verify": "verify",

@@ -1,4 +1,4 @@
-"""list, info, plugins: what is here and what could be. No plugin is imported but by `plugins`."""
+"""list, info: what is here and what could be. No plugin is imported."""
 
 from __future__ import annotations
 
@@ -113,35 +113,3 @@ def _facts(card: ModelCard, owner: Plugin) -> list[tuple[str, str]]:
         ("KV cache", f"{shapes.kv_cache_length}, {shapes.kv_layout} layout, mask {mask}"),
         ("convert", f"edgezoo convert {card.id}"),
     ]
-
-
-@click.command("plugins")
-@json_option
-@verbose_option
-def plugins_command(as_json: bool, verbose: bool) -> None:
-    """Show the installed plugins and their states. Imports each one."""
-    found = [plugins.examine(p) for p in plugins.discover()]
-    if as_json:
-        print_json(
-            [
-                {
-                    "family": p.family,
-                    "distribution": p.distribution,
-                    "version": p.version,
-                    "state": p.state,
-                    "reason": p.reason,
-                    "architectures": list(p.card.architectures) if p.card else [],
-                    "models": list(p.card.models) if p.card else [],
-                }
-                for p in found
-            ]
-        )
-        return
-    rows: list[tuple[str, ...]] = [
-        (p.family, str(p), p.state, p.reason or ", ".join(p.card.models if p.card else ()))
-        for p in found
-    ]
-    if rows:
-        click.echo(table(rows, ("FAMILY", "DISTRIBUTION", "STATE", "MODELS OR REASON")))
-    else:
-        click.echo("No plugins are installed; see `edgezoo list --available`.", err=True)

@@ -6,11 +6,12 @@ from types import MappingProxyType, ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from edgezoo_core import hookimpl, plugins
+from edgezoo_core import hookimpl, hooks, hookspecs, plugins
 from edgezoo_core.authoring import TensorNames
 from edgezoo_core.cards import FamilyCard
 from edgezoo_core.config import Config
 from edgezoo_core.errors import ConfigError, PluginError
+from edgezoo_core.hooks import LoadedPlugin
 from edgezoo_core.plugins import Plugin
 from edgezoo_core.recipe import resolve
 from edgezoo_core.shapes import SignatureOptions
@@ -64,7 +65,8 @@ def always(name: str, answer):
 
 def test_sound_plugin_stays_ok_when_examined(loaded):
     plugin = loaded(always("author", None)).plugin
-    assert plugins.examine(plugin) == plugin
+    examined = plugins.examine(plugin)
+    assert (examined.state, examined.hooks) == ("ok", ("author",))
 
 
 def test_hook_gets_the_arguments_that_it_names(loaded):
@@ -122,6 +124,73 @@ def test_plugins_answer_for_their_own_family_only(loaded):
     second = loaded(always("tensor_names", TensorNames(embedding="other")))
     assert first.tensor_names(MODEL, CONFIG, frozenset()) is NAMES
     assert second.tensor_names(MODEL, CONFIG, frozenset()).embedding == "other"
+
+
+# What changes between versions of the contract
+
+
+class NextPlugin(LoadedPlugin):
+    """What calls the hooks in a later core, whose `author` has one more argument."""
+
+    def author(self, model, config):
+        arguments = {"model": model, "config": config, "dialect": "new"}
+        return self._ask("author", torch.nn.Module, **arguments)
+
+
+@pytest.fixture
+def next_core(monkeypatch):
+    """A core whose `author` has one more argument."""
+
+    @hookspecs.hookspec(firstresult=True)
+    def author(model, config, dialect): ...
+
+    monkeypatch.setattr(hookspecs, "author", author)
+    monkeypatch.setattr(hooks, "LoadedPlugin", NextPlugin)
+
+
+def test_argument_that_a_hook_gains_leaves_older_plugins_alone(loaded, next_core, caplog):
+    seen = []
+
+    def author(model, config):
+        seen.append((model, config))
+        return authored()
+
+    loaded(author).author(MODEL, CONFIG)
+    assert seen == [(MODEL, CONFIG)]
+    assert not caplog.records
+
+
+def newer_author(model, dialect):
+    assert dialect == "new"
+    return authored()
+
+
+newer_author.__name__ = "author"
+
+
+def test_argument_that_a_hook_gains_is_there_for_newer_plugins(loaded, next_core):
+    assert isinstance(loaded(newer_author).author(MODEL, CONFIG), torch.nn.Linear)
+
+
+def test_argument_that_a_hook_does_not_have_yet_is_refused(loaded):
+    with pytest.raises(PluginError, match="author: unknown argument dialect"):
+        loaded(newer_author)
+
+
+@pytest.mark.parametrize("names", ["configuration", "model, configuration, config"])
+def test_argument_that_was_renamed_is_handed_over_by_its_old_name(
+    loaded, names, monkeypatch, caplog
+):
+    monkeypatch.setattr(hookspecs, "RENAMED", {"author": {"configuration": "config"}})
+    scope = {"seen": [], "authored": authored}
+    exec(f"def author({names}):\n seen.append(configuration)\n return authored()", scope)
+    loaded(scope["author"]).author(MODEL, CONFIG)
+    assert scope["seen"] == [CONFIG]
+    assert len(caplog.messages) == 1
+    # Other plugins are asked as ever.
+    plain = loaded(always("author", authored()))
+    assert isinstance(plain.author(MODEL, CONFIG), torch.nn.Linear)
+    assert len(caplog.messages) == 1
 
 
 # author

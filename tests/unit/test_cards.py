@@ -204,12 +204,13 @@ def test_file_that_is_not_toml(tmp_path, content):
     assert e.value.remedy == "correct the file"
 
 
-LINE = "[[models]]\nid = 'a'\ndistribution = 'edgezoo-a'\nsummary = 'A'\n"
+LINE = "[[models]]\nid = 'a'\nfamily = 'f'\ndistribution = 'edgezoo-a'\nsummary = 'A'\n"
+RIVAL = "[[models]]\nid = 'b'\nfamily = 'f'\ndistribution = 'edgezoo-b'\nsummary = 'B'\n"
 
 
 def test_index(read_index):
     entries = read_index(f"schema = 1\n{LINE}")
-    assert entries == {"a": cards.IndexEntry("a", "edgezoo-a", "A")}
+    assert entries == {"a": cards.IndexEntry("a", "f", "edgezoo-a", "A")}
 
 
 @pytest.mark.parametrize(
@@ -217,7 +218,8 @@ def test_index(read_index):
     [
         (f"schema = 1\n{LINE}{LINE}", "a stands twice", "remove one"),
         (f"schema = 1\n{LINE}sumary = 'x'\n", "unknown key sumary", "did you mean `summary`?"),
-        ("schema = 1\n[[models]]\nid = 'a'\n", "distribution is missing", "add `distribution"),
+        ("schema = 1\n[[models]]\nid = 'a'\n", "family is missing", "add `family"),
+        (f"schema = 1\n{LINE}{RIVAL}", "family f is claimed by edgezoo-a and edge", "rename one"),
         (f"schema = 3\n{LINE}", "schema 3, expected 1", "upgrade edgezoo-core"),
         (f"schema = 1\nmodel = 3\n{LINE}", "unknown key model", "did you mean `models`?"),
     ],

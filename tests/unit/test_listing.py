@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
+import pytest
 from click.testing import CliRunner
 
 from edgezoo_core.cli import main
@@ -56,6 +60,93 @@ def test_plugins_shows_states(monkeypatch):
     assert states["gemma"] == states["tinyllama"] == "ok"
     assert states["phi2"] == "disabled"
     assert "not named in EDGEZOO_PLUGINS" in invoke("plugins").stdout
+
+
+def test_plugins_shows_versions_hooks_and_models(site):
+    site.add(version="1.2.3")
+    (row,) = (p for p in json.loads(invoke("plugins", "--json").stdout) if p["family"] == "fake")
+    assert row == {
+        "family": "fake",
+        "distribution": "edgezoo-fake",
+        "version": "1.2.3",
+        "hook_api": 1,
+        "hooks": ["author"],
+        "state": "ok",
+        "reason": "",
+        "architectures": ["FakeForCausalLM"],
+        "models": ["fake-1b"],
+    }
+    header, *lines = invoke("plugins").stdout.splitlines()
+    assert header.split()[:5] == ["FAMILY", "DISTRIBUTION", "API", "HOOKS", "STATE"]
+    assert header.endswith("  MODELS OR REASON")
+    (line,) = (line for line in lines if line.startswith("fake"))
+    assert line.split() == ["fake", "edgezoo-fake", "1.2.3", "1", "author", "ok", "fake-1b"]
+
+
+def test_plugins_shows_models_beside_a_conflict(site, models_toml):
+    site.add("one", card=models_toml("one", models=("shared", "one-1b")))
+    site.add("two", card=models_toml("two", models=("shared",)))
+    reason = "model shared is claimed by edgezoo-one 1.0 and edgezoo-two 1.0"
+    assert f"conflict  one-1b; {reason}" in invoke("plugins").stdout
+
+
+def test_plugins_and_list_say_how_to_upgrade(site, models_toml):
+    site.add(card=models_toml(hook_api=99))
+    upgrade = "(pip install --upgrade edgezoo-core)"
+    assert upgrade in invoke("plugins").stdout
+    assert upgrade in invoke("list").stderr
+
+
+def test_reason_is_one_plain_line(site):
+    site.add(body="raise ValueError('two\\nlines\\x1b[31m')")
+    (line,) = (line for line in invoke("plugins").stdout.splitlines() if "fake" in line)
+    assert line.endswith(r"import of edgezoo_fake failed: ValueError: two lines\x1b[31m")
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_what_plugins_print_is_no_data(site, options):
+    site.add(body="print('hello')\nraise ValueError")
+    shown = invoke("plugins", *options)
+    assert "hello" not in shown.stdout
+    assert "hello" in shown.stderr
+
+
+def run_apart(site, *arguments):
+    """Runs the command in a process of its own, whose log is its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", "from edgezoo_core.cli import main; main()", *arguments],
+        env={**os.environ, "PYTHONPATH": str(site.folder)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout, done.stderr
+
+
+def test_traceback_is_shown_when_asked_for(site):
+    site.add(body="def fail():\n    return {}['missing key']\nfail()")
+    out, err = run_apart(site, "plugins")
+    assert "import of edgezoo_fake failed: KeyError: 'missing key'" in out
+    assert err == ""
+    assert "Traceback" not in out
+    again, err = run_apart(site, "plugins", "--verbose")
+    assert again == out
+    assert "fake (edgezoo-fake 1.0) is import-failed:\nTraceback" in err
+    assert "edgezoo_fake/__init__.py" in err
+    assert err.endswith("\nKeyError: 'missing key'\n")
+
+
+def test_old_name_of_an_argument_is_one_line_without_verbose(site):
+    # The plugin makes the core a later one.
+    site.add(
+        body="from edgezoo_core import hookimpl, hookspecs\n"
+        "hookspecs.RENAMED = {'author': {'configuration': 'config'}}\n"
+        "@hookimpl\ndef author(configuration): ...\n"
+    )
+    out, err = run_apart(site, "plugins", "--json")
+    assert {p["family"]: p["state"] for p in json.loads(out)}["fake"] == "ok"
+    (line,) = err.splitlines()
+    assert line.startswith("plugin fake of edgezoo-fake 1.0: author takes configuration, which")
 
 
 def test_broken_plugin_does_not_spoil_the_list(site):

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from edgezoo_core import HOOK_API, plugins
+from edgezoo_core import HOOK_API, hookspecs, plugins
 from edgezoo_core.errors import PluginError
 from edgezoo_core.plugins import PluginLoadError
 
@@ -129,14 +129,76 @@ def test_missing_package_is_named(site):
     assert site.plugin().reason == "package edgezoo_absent is not installed (reinstall the plugin)"
 
 
-def test_other_hook_api_is_incompatible(site, models_toml):
+@pytest.mark.parametrize("key", [r'"two\nlines"', r'"a\u001b[31m red one"'])
+def test_what_a_card_says_is_shown_as_one_plain_line(site, models_toml, key):
+    site.add(card=f"{models_toml()}{key} = 1\n")
+    plugin = site.plugin()
+    assert plugin.state == "invalid-card"
+    assert "unknown key" in plugin.reason
+    assert plugin.reason.isprintable()
+
+
+# Versions of the contract
+
+
+def test_plugin_for_a_newer_contract_says_how_to_upgrade_the_core(site, models_toml):
     site.add(card=models_toml(hook_api=99))
     plugin = site.plugin()
     assert plugin.state == "incompatible"
-    assert plugin.reason == f"written for hook API 99, this edgezoo-core has {HOOK_API}"
+    upgrade = "pip install --upgrade edgezoo-core"
+    assert plugin.reason == (
+        f"written for hook API 99, this edgezoo-core takes {HOOK_API} ({upgrade})"
+    )
     with pytest.raises(PluginError, match=r"edgezoo-fake 1.0 is incompatible") as e:
         plugins.load(plugin)
-    assert e.value.remedy == "pip install --upgrade edgezoo-fake edgezoo-core"
+    assert e.value.remedy == upgrade
+
+
+def test_plugin_for_an_older_contract_works_until_that_is_dropped(site, models_toml, monkeypatch):
+    site.add("old", card=models_toml("old", models=("old-1b",), hook_api=1))
+    site.add("new", card=models_toml("new", models=("new-1b",), hook_api=2))
+    monkeypatch.setattr(plugins, "HOOK_API", 3)
+    assert [plugins.examine(site.plugin(f)).state for f in ("old", "new")] == ["ok", "ok"]
+    monkeypatch.setattr(plugins, "OLDEST_HOOK_API", 2)
+    assert site.plugin("new").state == "ok"
+    old = site.plugin("old")
+    upgrade = "pip install --upgrade edgezoo-old"
+    assert old.state == "incompatible"
+    assert old.reason == f"written for hook API 1, this edgezoo-core takes 2 and later ({upgrade})"
+    with pytest.raises(PluginError, match="is incompatible") as e:
+        plugins.load(old)
+    assert e.value.remedy == upgrade
+
+
+OLD_NAME = MARKED + "@hookimpl\ndef author(model, configuration): ...\n"
+
+
+def test_old_name_of_an_argument_warns_at_each_load(site, monkeypatch, caplog):
+    site.add(body=OLD_NAME)
+    monkeypatch.setattr(hookspecs, "RENAMED", {"author": {"configuration": "config"}})
+    plugin = site.plugin()
+    assert plugins.examine(plugin).state == "ok"
+    warning = (
+        "plugin fake of edgezoo-fake 1.0: author takes configuration, which is now called config;"
+        " the old name goes with the next minor release of edgezoo-core"
+    )
+    assert [(r.levelname, r.getMessage()) for r in caplog.records] == [("WARNING", warning)]
+    plugins.load(plugin)
+    assert caplog.messages == [warning, warning]
+
+
+def test_new_name_of_an_argument_does_not_warn(site, monkeypatch, caplog):
+    site.add()
+    monkeypatch.setattr(hookspecs, "RENAMED", {"author": {"configuration": "config"}})
+    assert plugins.examine(site.plugin()).state == "ok"
+    assert not caplog.records
+
+
+def test_old_name_of_an_argument_is_refused_once_it_is_gone(site):
+    site.add(body=OLD_NAME)
+    examined = plugins.examine(site.plugin())
+    assert examined.state == "contract-failed"
+    assert examined.reason == "author: unknown argument configuration; did you mean config?"
 
 
 # Conflicts
@@ -305,6 +367,7 @@ def test_failed_import(site, body, reason):
     examined = plugins.examine(plugin)
     assert examined.state == "import-failed"
     assert examined.reason.startswith(f"import of edgezoo_fake failed: {reason}")
+    assert type(examined.error).__name__ in reason
     assert not examined.is_usable
     with pytest.raises(PluginLoadError, match=r"plugin fake of edgezoo-fake 1.0: import of") as e:
         plugins.load(plugin)
@@ -417,3 +480,20 @@ def test_objects_that_have_every_attribute_are_not_taken_for_hooks(site):
     site.add(body="from unittest.mock import Mock\nanything = Mock()")
     examined = plugins.examine(site.plugin())
     assert examined.reason == "edgezoo_fake has no function marked with @hookimpl"
+
+
+def test_hooks_that_cannot_be_read_break_the_contract(site):
+    hook = "@hookimpl\ndef author(model): ...\nauthor.__signature__ = 'nonsense'\n"
+    site.add(body=MARKED + hook)
+    examined = plugins.examine(site.plugin())
+    assert examined.state == "contract-failed"
+    assert examined.reason.startswith("its hooks cannot be read: TypeError: ")
+    assert isinstance(examined.error, TypeError)
+
+
+def test_examination_tells_the_hooks_in_the_order_of_the_contract(site):
+    hook = "@hookimpl(specname='load')\ndef weights(): ...\n@hookimpl\ndef author(): ...\n"
+    site.add(body=MARKED + hook)
+    plugin = site.plugin()
+    assert plugin.hooks == ()
+    assert plugins.examine(plugin).hooks == ("author", "load")

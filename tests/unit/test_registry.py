@@ -22,10 +22,21 @@ def card_of(plugin: Path) -> cards.FamilyCard:
 
 
 def test_index_and_plugins_name_the_same_models():
-    brought = {i: project_of(p)["name"] for p in PLUGINS for i in card_of(p).models}
-    listed = {e.id: e.distribution for e in cards.read_index(ROOT / "registry.toml").values()}
+    brought = {
+        (model, card_of(p).family, project_of(p)["name"])
+        for p in PLUGINS
+        for model in card_of(p).models
+    }
+    entries = cards.read_index(ROOT / "registry.toml").values()
+    listed = {(e.id, e.family, e.distribution) for e in entries}
     assert {p.name for p in PLUGINS} >= {"edgezoo-gemma", "edgezoo-phi2", "edgezoo-tinyllama"}
     assert listed == brought
+
+
+def test_every_name_of_the_index_leads_to_one_distribution():
+    entries = cards.index().values()
+    named = {(n, e.distribution) for e in entries for n in (e.id, e.family, e.distribution)}
+    assert len(named) == len({name for name, _ in named})
 
 
 def test_installation_carries_the_index():

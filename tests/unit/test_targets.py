@@ -44,9 +44,9 @@ PLUGINS = [FAKE, OTHER]
 @pytest.fixture(autouse=True)
 def index(monkeypatch):
     entries = {
-        "fake-1b": IndexEntry("fake-1b", "edgezoo-fake", "a model"),
-        "absent-1b": IndexEntry("absent-1b", "edgezoo-absent", "a model"),
-        "fake-9b": IndexEntry("fake-9b", "edgezoo-fake", "a model newer than the plugin"),
+        "fake-1b": IndexEntry("fake-1b", "fake", "edgezoo-fake", "a model"),
+        "absent-1b": IndexEntry("absent-1b", "absent", "edgezoo-absent", "a model"),
+        "fake-9b": IndexEntry("fake-9b", "fake", "edgezoo-fake", "newer than the plugin"),
     }
     monkeypatch.setattr(cards, "index", lambda: entries)
 
