@@ -5,13 +5,15 @@ Import it inside the hooks, not at the top of the plugin's `__init__`: it brings
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import litert_torch.generative.layers.model_config as layers
 import torch
 from litert_torch.generative.utilities.loader import ModelLoader
-from litert_torch.generative.utilities.model_builder import DecoderOnlyModel
 
+from edgezoo_core.architecture import AttentionConfig, BlockConfig, Decoder
 from edgezoo_core.config import Config, Rope
 from edgezoo_core.shapes import SignatureOptions
 from edgezoo_core.types import LazyTensor, Model, QuantPlan, Recipe, Signature
@@ -33,9 +35,7 @@ ACTIVATIONS: Mapping[str, layers.ActivationType] = {
 }
 
 
-def decoder(
-    config: layers.ModelConfig, model_class: type[DecoderOnlyModel] = DecoderOnlyModel
-) -> DecoderOnlyModel:
+def decoder(config: layers.ModelConfig, model_class: type[Decoder] = Decoder) -> Decoder:
     """Builds a decoder with its parameters on the meta device, in eval mode.
 
     Args:
@@ -43,17 +43,83 @@ def decoder(
         model_class: A subclass whose forward differs.
     """
     with torch.device("meta"):
-        module = model_class(config, 0)
+        module: Decoder = model_class(config, 0)
     if config.lm_head_share_weight_with_embedding:
         # On meta litert-torch leaves two parameters; one that is shared is what tied means.
         module.lm_head.weight = module.tok_embedding.weight
-    return module.eval()
+    module.eval()
+    return module
+
+
+def rms_norm(epsilon: float, *, zero_centered: bool = False) -> layers.NormalizationConfig:
+    """Describes an RMSNorm.
+
+    Args:
+        epsilon: Added to the mean square.
+        zero_centered: Whether the stored weight is the distance from one, as Gemma's.
+    """
+    kind = layers.NormalizationType.RMS_NORM
+    return layers.NormalizationConfig(type=kind, epsilon=epsilon, zero_centered=zero_centered)
+
+
+def layer_norm(epsilon: float, *, has_bias: bool = True) -> layers.NormalizationConfig:
+    """Describes a LayerNorm with a weight and, as a rule, a bias.
+
+    Args:
+        epsilon: Added to the variance.
+        has_bias: Whether the checkpoint has biases of it.
+    """
+    kind = layers.NormalizationType.LAYER_NORM
+    return layers.NormalizationConfig(type=kind, epsilon=epsilon, use_bias=has_bias)
+
+
+def with_windows(block: BlockConfig, windows: Sequence[int | None]) -> list[BlockConfig]:
+    """Returns one block per layer, each with its sliding window.
+
+    Args:
+        block: What the layers have in common.
+        windows: Tokens that each layer sees, the token itself included; None for all. See
+            `Config.sliding_windows`.
+    """
+    shared: Any = block
+    attentions = (replace(shared.attn_config, sliding_window_size=w) for w in windows)
+    return [replace(shared, attn_config=attention) for attention in attentions]
+
+
+def hub_names(*, tied: bool, **others: str | None) -> ModelLoader.TensorNames:
+    """Returns the tensor names that transformers' Llama began with and most families keep.
+
+    Args:
+        tied: Whether the head is the embedding, and has no tensor.
+        others: Fields of TensorNames that differ or come on top; None takes one away, and
+            `attn_fused_qkv_proj` those of q, k and v.
+    """
+    names: dict[str, str | None] = {
+        "embedding": "model.embed_tokens",
+        "attn_query_proj": "model.layers.{}.self_attn.q_proj",
+        "attn_key_proj": "model.layers.{}.self_attn.k_proj",
+        "attn_value_proj": "model.layers.{}.self_attn.v_proj",
+        "attn_output_proj": "model.layers.{}.self_attn.o_proj",
+        "ff_gate_proj": "model.layers.{}.mlp.gate_proj",
+        "ff_up_proj": "model.layers.{}.mlp.up_proj",
+        "ff_down_proj": "model.layers.{}.mlp.down_proj",
+        "pre_attn_norm": "model.layers.{}.input_layernorm",
+        "post_attn_norm": "model.layers.{}.post_attention_layernorm",
+        "final_norm": "model.norm",
+        "lm_head": None if tied else "lm_head",
+    }
+    if others.get("attn_fused_qkv_proj"):
+        names |= dict.fromkeys(("attn_query_proj", "attn_key_proj", "attn_value_proj"))
+    found: ModelLoader.TensorNames = TensorNames(**{**names, **others})
+    return found
 
 
 __all__ = [
     "ACTIVATIONS",
+    "AttentionConfig",
+    "BlockConfig",
     "Config",
-    "DecoderOnlyModel",
+    "Decoder",
     "LazyTensor",
     "Model",
     "QuantPlan",
@@ -63,5 +129,9 @@ __all__ = [
     "SignatureOptions",
     "TensorNames",
     "decoder",
+    "hub_names",
+    "layer_norm",
     "layers",
+    "rms_norm",
+    "with_windows",
 ]

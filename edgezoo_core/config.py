@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -82,16 +83,59 @@ CHANGES_MATHEMATICS: Mapping[str, tuple[Any, ...]] = {
 
 
 @dataclass(frozen=True, slots=True)
+class LinearScaling:
+    """Every frequency divided by one factor (`rope_type` linear)."""
+
+    factor: float
+
+    def scaled(self, frequencies: Sequence[float]) -> list[float]:
+        """Returns frequencies in radians per position, scaled."""
+        return [f / self.factor for f in frequencies]
+
+
+@dataclass(frozen=True, slots=True)
+class Llama3Scaling:
+    """Long waves stretched, short ones kept, those between interpolated (`rope_type` llama3).
+
+    Source: transformers.modeling_rope_utils, `_compute_llama3_parameters`.
+    """
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position_embeddings: float
+
+    def scaled(self, frequencies: Sequence[float]) -> list[float]:
+        """Returns frequencies in radians per position, scaled."""
+        return [self._scaled(f) for f in frequencies]
+
+    def _scaled(self, frequency: float) -> float:
+        waves = self.original_max_position_embeddings * frequency / (2 * math.pi)
+        kept = (waves - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
+        kept = min(max(kept, 0.0), 1.0)
+        return (1 - kept) * frequency / self.factor + kept * frequency
+
+
+#: Kinds of scaled rope by `rope_type`; their fields are those of config.json.
+SCALINGS: Mapping[str, type[LinearScaling] | type[Llama3Scaling]] = {
+    "linear": LinearScaling,
+    "llama3": Llama3Scaling,
+}
+
+
+@dataclass(frozen=True, slots=True)
 class Rope:
-    """Rotary position embedding without scaling.
+    """Rotary position embedding.
 
     Attributes:
         theta: Base of the frequencies.
         partial_factor: Share of each head's dimensions that is rotated, in (0, 1].
+        scaling: How the frequencies are changed for a longer context; None where they are not.
     """
 
     theta: float
     partial_factor: float
+    scaling: LinearScaling | Llama3Scaling | None = None
 
 
 class Config(Mapping[str, Any]):
@@ -143,6 +187,20 @@ class Config(Mapping[str, Any]):
         """
         return self._number(name, self._value(name, default))
 
+    def optional(self, name: str, default: float | None = None) -> float | None:
+        """Returns a finite positive number, or None where the field is null.
+
+        Args:
+            name: The field.
+            default: What an absent field means; a null one means None.
+
+        Raises:
+            ConfigError: It is neither null nor such a number.
+        """
+        self._read.add(name)
+        value = self._fields.get(name, default)
+        return None if value is None else self._number(name, value)
+
     def flag(self, name: str, default: bool | _Required = REQUIRED) -> bool:
         """Returns a boolean.
 
@@ -182,47 +240,109 @@ class Config(Mapping[str, Any]):
         self._inert[name] = reason
 
     def rope(
-        self, default_theta: float = 10000.0, default_partial_factor: float | None = None
+        self,
+        default_theta: float = 10000.0,
+        default_partial_factor: float | None = None,
+        *,
+        scaling: Collection[str] = (),
+        layer_type: str | None = None,
     ) -> Rope:
         """Returns the rotary embedding, in the older spelling or the newer.
 
         Older: `rope_theta`, `partial_rotary_factor`, `rope_scaling` side by side. Newer
-        (transformers 5): all of them in `rope_parameters`.
+        (transformers 5): all of them in `rope_parameters`, one table per type of layer where those
+        differ.
 
         Args:
             default_theta: Base where none is given.
             default_partial_factor: Share of each head where none is given; None for a family that
                 always rotates whole heads, as transformers then ignores the field.
+            scaling: Names in `SCALINGS` that the family may use; any other is refused.
+            layer_type: `full_attention` or `sliding_attention`, for a family that has a rope of
+                each. Its theta is then read from the newer spelling alone.
 
         Raises:
-            ConfigError: Scaled rope, an unknown field of it, a share that the family does not
-                have, or the two spellings disagree.
+            ConfigError: Another kind of scaling, an unknown field of it, a share that the family
+                does not have, or the two spellings disagree.
         """
         nested: dict[str, Any] = {}
+        scaled: LinearScaling | Llama3Scaling | None = None
         for field in ("rope_parameters", "rope_scaling"):
-            value = self._value(field, None)
-            if value is None:
-                continue
-            if not isinstance(value, dict):
-                raise self._wrong(field, value, "an object")
-            kind = value.get("rope_type", value.get("type", "default"))
-            if kind != "default":
-                raise self.refused(f"{field}.rope_type", kind, "implemented: 'default'")
-            known = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
-            unknown = {k: v for k, v in value.items() if k not in known and v is not None}
-            if unknown:
-                name = min(unknown)
-                raise self.refused(
-                    f"{field}.{name}", unknown[name], "scaled rope is not implemented"
-                )
-            nested.update({k: v for k, v in value.items() if v is not None})
+            table = self._rope_table(field, layer_type)
+            scaled = self._scaling(field, table, scaling) or scaled
+            nested.update(table)
         theta = self._rope_field("rope_theta", nested, default_theta)
         factor = self._rope_field("partial_rotary_factor", nested, default_partial_factor or 1.0)
         if default_partial_factor is None and factor != 1:
             raise self.refused("partial_rotary_factor", factor, "whole heads are rotated")
         if factor > 1:
             raise self._wrong("partial_rotary_factor", factor, "at most 1")
-        return Rope(theta, factor)
+        return Rope(theta, factor, scaled)
+
+    def sliding_windows(
+        self,
+        num_layers: int,
+        is_sliding: Callable[[int], bool],
+        default_window: int | _Required = REQUIRED,
+    ) -> list[int | None]:
+        """Returns how many tokens each layer sees, the token itself included; None for all.
+
+        Args:
+            num_layers: Layers of the model.
+            is_sliding: Whether the layer of an index has a window, where the config does not list
+                `layer_types`: older ones do not.
+            default_window: Tokens where `sliding_window` is not given.
+
+        Raises:
+            ConfigError: `layer_types` has another length or an unknown type, or `sliding_window` is
+                missing though some layer has one.
+        """
+        types = self._value("layer_types", None)
+        if types is None:
+            names = ("full_attention", "sliding_attention")
+            types = [names[bool(is_sliding(i))] for i in range(num_layers)]
+        if not isinstance(types, list) or len(types) != num_layers:
+            raise self._wrong("layer_types", types, f"a list of {num_layers} names")
+        for kind in types:
+            if kind not in ("full_attention", "sliding_attention"):
+                raise self.refused(
+                    "layer_types", kind, "implemented: 'full_attention', 'sliding_attention'"
+                )
+        if "sliding_attention" not in types:
+            self.inert("sliding_window", "no layer has one")
+            return [None] * num_layers
+        window = self.integer("sliding_window", default_window)
+        return [window if kind == "sliding_attention" else None for kind in types]
+
+    def _rope_table(self, field: str, layer_type: str | None) -> dict[str, Any]:
+        table = self._value(field, None)
+        if table is None:
+            return {}
+        if isinstance(table, dict) and layer_type is not None and layer_type in table:
+            table = table[layer_type]
+        if not isinstance(table, dict):
+            raise self._wrong(field, table, "an object")
+        return {name: value for name, value in table.items() if value is not None}
+
+    def _scaling(
+        self, field: str, table: Mapping[str, Any], allowed: Collection[str]
+    ) -> LinearScaling | Llama3Scaling | None:
+        kind = table.get("rope_type", table.get("type", "default"))
+        if kind != "default" and kind not in allowed:
+            implemented = listing(sorted({"default", *allowed}))
+            raise self.refused(f"{field}.rope_type", kind, f"implemented: {implemented}")
+        names = [f.name for f in dataclasses.fields(SCALINGS[kind])] if kind != "default" else []
+        known = {"rope_type", "type", "rope_theta", "partial_rotary_factor", *names}
+        unknown = sorted(table.keys() - known)
+        if unknown:
+            name = unknown[0]
+            raise self.refused(f"{field}.{name}", table[name], f"rope_type {kind!r} has none")
+        if kind == "default":
+            return None
+        missing = [n for n in names if n not in table]
+        if missing:
+            raise self._wrong(field, dict(table), f"{missing[0]} for rope_type {kind!r}")
+        return SCALINGS[kind](**{n: self._number(f"{field}.{n}", table[n]) for n in names})
 
     def _rope_field(self, name: str, nested: Mapping[str, Any], default: float) -> float:
         outer = self._value(name, None)

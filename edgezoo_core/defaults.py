@@ -14,7 +14,7 @@ from litert_torch.generative.layers.kv_cache import (
 from litert_torch.generative.utilities.converter import ExportableModule
 from litert_torch.generative.utilities.export_config import ExportConfig
 
-from edgezoo_core import hookimpl, mapping, slots
+from edgezoo_core import architecture, hookimpl, mapping, slots
 from edgezoo_core import recipe as recipes
 from edgezoo_core.checkpoint import Checkpoint
 from edgezoo_core.mapping import TensorNames
@@ -61,9 +61,11 @@ def signatures(module: torch.nn.Module, options: SignatureOptions) -> list[Signa
     return [*prefill, signature("decode", 1)]
 
 
-def _slots(module: torch.nn.Module, options: SignatureOptions) -> int:
+def _slots(module: Any, options: SignatureOptions) -> int:
     """Returns the slots that the graphs name; LiteRT-LM tells them by the mask."""
-    if not options.mask_as_input:
+    # A window is cut by the number of each slot, which a runtime that drops slots cannot rewrite.
+    has_windows = any(w is not None for w in architecture.windows(module.config))
+    if not options.mask_as_input or has_windows:
         return options.kv_cache_length
     dimensions = {d for p in module.parameters() for d in p.shape} | set(options.prefill_lengths)
     return slots.adjustable(options.kv_cache_length, dimensions)

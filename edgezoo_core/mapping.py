@@ -12,20 +12,18 @@ import torch
 from litert_torch.generative.layers.model_config import FeedForwardType, ModelConfig
 from litert_torch.generative.utilities.loader import ModelLoader
 
-from edgezoo_core.checkpoint import Checkpoint
+from edgezoo_core.checkpoint import HARMLESS, Checkpoint
 from edgezoo_core.errors import LONGEST_LIST, CheckpointError, PluginError, listing, nearest
 from edgezoo_core.types import LazyTensor, RowSlice
 
 TensorNames: TypeAlias = ModelLoader.TensorNames
-
-#: Tensors that checkpoints carry and that hold nothing learned.
-HARMLESS = re.compile(r"(?:^|\.)(?:rotary_emb\.inv_freq|freqs_cis|local_freqs_cis|masked_bias)$")
 
 _BLOCK = re.compile(r"transformer_blocks\.(\d+)\.(.+)")
 #: Module of a block -> field of TensorNames.
 _BLOCK_FIELDS = {
     "atten_func.output_projection": "attn_output_proj",
     "atten_func.query_norm": "attn_query_norm",
+    "atten_func.query_norm.norm": "attn_query_norm",
     "atten_func.key_norm": "attn_key_norm",
     "ff.w2": "ff_down_proj",
     "ff.w3": "ff_up_proj",

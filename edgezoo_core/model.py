@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from edgezoo_core import mapping
+from edgezoo_core import architecture, mapping
 from edgezoo_core.checkpoint import Checkpoint
 from edgezoo_core.config import CHANGES_MATHEMATICS, Config
 from edgezoo_core.errors import ConversionError, PluginError, listing
@@ -125,7 +125,7 @@ def _transformers_defaults(config: Config) -> Mapping[str, Any]:
 
 
 def prepare(authored: AuthoredModel, options: SignatureOptions) -> None:
-    """Checks the options against the model, and builds the mask cache where one is needed.
+    """Checks the options against the model, and fits its masks to them.
 
     Raises:
         ConversionError: The KV cache is longer than the model's context.
@@ -139,6 +139,7 @@ def prepare(authored: AuthoredModel, options: SignatureOptions) -> None:
         )
     # The author does not know the KV length; a mask that is an input needs no cache.
     module: Any = authored.module
+    architecture.drop_idle_windows(module, options.kv_cache_length)
     module.build_mask_cache(0 if options.mask_as_input else options.kv_cache_length)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from litert_torch.generative.utilities.model_builder import DecoderOnlyModel
 
+from edgezoo_core.architecture import Decoder
 from edgezoo_core.conversion.periodicity import SHALLOW
 
 #: Attributes of torch.nn.Module that hold what is compared otherwise, or nothing that computes.
@@ -23,7 +24,7 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 def is_uniform(module: torch.nn.Module) -> bool:
     """Whether a model's blocks differ in nothing but their weights, and number enough to stamp.
 
-    Only litert-torch's own loop over the blocks is trusted to treat them alike.
+    Only loops over the blocks that are known to treat them alike are trusted.
     """
     if not isinstance(module, DecoderOnlyModel) or not _has_stock_forward(module):
         return False
@@ -63,10 +64,11 @@ def block_scope(module: Any) -> str:
 
 
 def _has_stock_forward(module: torch.nn.Module) -> bool:
-    names = ("__call__", "forward", "_forward_with_embeds")
+    trusted = Decoder if isinstance(module, Decoder) else DecoderOnlyModel
+    names = {n for t in trusted.__mro__ if issubclass(t, DecoderOnlyModel) for n in vars(t)}
     return all(
-        getattr(type(module), name) is getattr(DecoderOnlyModel, name) and name not in vars(module)
-        for name in names
+        getattr(type(module), name) is getattr(trusted, name) and name not in vars(module)
+        for name in {"__call__", *names} - {"__init__", "__module__", "__doc__"}
     )
 
 

@@ -225,8 +225,7 @@ def test_such_a_field_is_accepted_where_it_is_not_used(family, name):
 @pytest.mark.parametrize(
     ("fields", "problem"),
     [
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling.rope_type = 'linear'"),
-        ({"rope_scaling": {"rope_type": "llama3"}}, "rope_scaling.rope_type = 'llama3'"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_scaling.rope_type = 'dynamic'"),
         (
             {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}},
             "rope_parameters.rope_type = 'yarn'",
@@ -242,7 +241,7 @@ def test_such_a_field_is_accepted_where_it_is_not_used(family, name):
         ),
     ],
 )
-def test_scaled_rope_is_refused_by_name(family, fields, problem):
+def test_rope_of_another_kind_is_refused_by_name(family, fields, problem):
     assert refused(family, **fields).startswith(problem)
 
 

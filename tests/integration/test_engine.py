@@ -259,7 +259,7 @@ def uniform(layers=6):
     )
 
 
-class OwnForward(authoring.DecoderOnlyModel):
+class OwnForward(authoring.Decoder):
     """Reads its blocks in another order."""
 
     def _forward_with_embeds(self, input_embeds, *rest):

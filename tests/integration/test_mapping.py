@@ -11,6 +11,7 @@ import pytest
 import torch
 from litert_torch.generative.layers.kv_cache import KVCache
 from litert_torch.generative.utilities.loader import ModelLoader
+from litert_torch.generative.utilities.model_builder import DecoderOnlyModel
 from transformers import (
     GemmaConfig,
     GemmaForCausalLM,
@@ -152,7 +153,7 @@ def test_weights_are_those_of_litert_torch_own_loader(checkpoints, case):
     names = plugin(CASES[case][0]).tensor_names(
         authored.model, config, frozenset(checkpoint.tensors)
     )
-    expected = authoring.DecoderOnlyModel(authored.module.config, 0)
+    expected = DecoderOnlyModel(authored.module.config, 0)
     ModelLoader(str(checkpoint.folder), names).load(expected, strict=case not in TIED)
     if case in TIED:
         expected.lm_head.weight = expected.tok_embedding.weight

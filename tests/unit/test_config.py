@@ -4,7 +4,15 @@ import math
 
 import pytest
 
-from edgezoo_core.config import CHANGES_MATHEMATICS, INERT, Config, Rope, is_same_reading
+from edgezoo_core.config import (
+    CHANGES_MATHEMATICS,
+    INERT,
+    Config,
+    LinearScaling,
+    Llama3Scaling,
+    Rope,
+    is_same_reading,
+)
 from edgezoo_core.errors import ConfigError
 
 
@@ -167,6 +175,117 @@ def test_scaled_rope_is_refused_by_name(fields, named):
         config(**fields).rope(default_partial_factor=0.5)
     assert named in e.value.message
     assert "use a checkpoint without it" in e.value.remedy
+
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+@pytest.mark.parametrize("field", ["rope_parameters", "rope_scaling"])
+@pytest.mark.parametrize(
+    ("table", "scaling"),
+    [
+        ({"type": "linear", "factor": 2}, LinearScaling(2.0)),
+        (LLAMA3, Llama3Scaling(8.0, 1.0, 4.0, 8192.0)),
+        ({"rope_type": "default"}, None),
+    ],
+)
+def test_scaled_rope_where_the_family_has_it(field, table, scaling):
+    rope = config(rope_theta=5e5, **{field: table}).rope(scaling=("linear", "llama3"))
+    assert rope == Rope(5e5, 1.0, scaling)
+
+
+def test_scaled_rope_that_the_family_lacks_is_refused():
+    with pytest.raises(ConfigError, match=r"rope_scaling.rope_type = 'llama3'.*'?linear") as e:
+        config(rope_scaling=LLAMA3).rope(scaling=("linear",))
+    assert "implemented: default, linear" in e.value.message
+
+
+@pytest.mark.parametrize("missing", sorted(LLAMA3.keys() - {"rope_type"}))
+def test_scaled_rope_needs_all_its_fields(missing):
+    table = {k: v for k, v in LLAMA3.items() if k != missing}
+    with pytest.raises(ConfigError, match=f"expected {missing} for rope_type 'llama3'"):
+        config(rope_scaling=table).rope(scaling=("llama3",))
+
+
+def test_scaled_rope_with_a_field_of_another_kind_is_refused():
+    table = {"rope_type": "linear", "factor": 2.0, "beta_fast": 32}
+    with pytest.raises(ConfigError, match="rope_scaling.beta_fast = 32"):
+        config(rope_scaling=table).rope(scaling=("linear",))
+
+
+def test_rope_of_each_type_of_layer():
+    tables = {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}
+    thetas = [config(rope_parameters=tables).rope(layer_type=t).theta for t in tables]
+    assert thetas == [1e6, 1e4]
+
+
+@pytest.mark.parametrize(
+    ("kind", "scaling"),
+    [
+        ({"rope_type": "linear", "factor": 3.0}, LinearScaling(3.0)),
+        (LLAMA3, Llama3Scaling(8.0, 1.0, 4.0, 8192.0)),
+    ],
+)
+def test_scaled_frequencies_are_those_of_transformers(kind, scaling):
+    from transformers import LlamaConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    theirs = LlamaConfig(rope_parameters={**kind, "rope_theta": 5e5})
+    expected, factor = ROPE_INIT_FUNCTIONS[kind["rope_type"]](theirs)
+    plain = [5e5 ** (-i / 128) for i in range(0, 128, 2)]
+    assert scaling.scaled(plain) == pytest.approx(expected.tolist(), rel=1e-6)
+    assert factor == 1
+
+
+# Windows
+
+
+def test_windows_follow_layer_types():
+    types = ["sliding_attention", "full_attention", "sliding_attention"]
+    c = config(layer_types=types, sliding_window=512)
+    assert c.sliding_windows(3, lambda i: False) == [512, None, 512]
+    assert c.leftovers() == {}
+
+
+def test_windows_of_older_configs_follow_the_author():
+    c = config(sliding_window=512)
+    assert c.sliding_windows(4, lambda i: i >= 2) == [None, None, 512, 512]
+    assert config().sliding_windows(2, lambda i: i == 0, 64) == [64, None]
+
+
+def test_window_that_no_layer_has_is_inert():
+    c = config(sliding_window=4096)
+    assert c.sliding_windows(2, lambda i: False) == [None, None]
+    assert c.leftovers() == {}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"layer_types": ["full_attention"]}, "expected a list of 2 names"),
+        ({"layer_types": "full_attention"}, "expected a list of 2 names"),
+        ({"layer_types": ["full_attention", "chunked_attention"]}, "'chunked_attention' is not"),
+        ({"layer_types": ["sliding_attention"] * 2}, "sliding_window is missing"),
+        ({"layer_types": ["sliding_attention"] * 2, "sliding_window": 0}, "a positive integer"),
+    ],
+)
+def test_windows_that_cannot_be(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        config(**fields).sliding_windows(2, lambda i: False)
+
+
+def test_optional_number_tells_null_from_absent():
+    assert config().optional("cap", 50.0) == 50.0
+    assert config(cap=None).optional("cap", 50.0) is None
+    assert config(cap=30).optional("cap", 50.0) == 30.0
+    with pytest.raises(ConfigError, match="cap is 0, expected a positive number"):
+        config(cap=0).optional("cap")
 
 
 @pytest.mark.parametrize("field", ["rope_parameters", "rope_scaling"])

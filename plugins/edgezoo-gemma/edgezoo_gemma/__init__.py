@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 from edgezoo_core import hookimpl
 
 if TYPE_CHECKING:
-    from edgezoo_core.authoring import Config, DecoderOnlyModel, Model, TensorNames
+    from edgezoo_core.authoring import Config, Decoder, Model, TensorNames
 
 
 @hookimpl
-def author(model: Model, config: Config) -> DecoderOnlyModel:
+def author(model: Model, config: Config) -> Decoder:
     """Builds the decoder that config.json describes."""
     from edgezoo_core import authoring
     from edgezoo_gemma import gemma

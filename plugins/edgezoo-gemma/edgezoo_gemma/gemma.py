@@ -9,7 +9,16 @@ from __future__ import annotations
 
 import math
 
-from edgezoo_core.authoring import ACTIVATIONS, Config, TensorNames, layers
+from edgezoo_core.authoring import (
+    ACTIVATIONS,
+    AttentionConfig,
+    BlockConfig,
+    Config,
+    TensorNames,
+    hub_names,
+    layers,
+    rms_norm,
+)
 
 
 def model_config(config: Config) -> layers.ModelConfig:
@@ -22,20 +31,12 @@ def model_config(config: Config) -> layers.ModelConfig:
     config.only("use_bidirectional_attention", None, False)
     embedding_dim = config.integer("hidden_size", 3072)
     num_heads = config.integer("num_attention_heads", 16)
-    rope = config.rope()
-    norm = layers.NormalizationConfig(
-        type=layers.NormalizationType.RMS_NORM,
-        epsilon=config.number("rms_norm_eps", 1e-6),
-        zero_centered=True,
-    )
-    attention = layers.AttentionConfig(
+    norm = rms_norm(config.number("rms_norm_eps", 1e-6), zero_centered=True)
+    attention = AttentionConfig(
         num_heads=num_heads,
         head_dim=config.integer("head_dim", 256),
         num_query_groups=config.integer("num_key_value_heads", 16),
-        rotary_base=rope.theta,
-        rotary_percentage=rope.partial_factor,
-        qkv_transpose_before_split=True,
-        qkv_fused_interleaved=False,
+        rope=config.rope(scaling=("linear", "llama3")),
     )
     feed_forward = layers.FeedForwardConfig(
         type=layers.FeedForwardType.GATED,
@@ -48,7 +49,7 @@ def model_config(config: Config) -> layers.ModelConfig:
         max_seq_len=config.integer("max_position_embeddings", 8192),
         embedding_dim=embedding_dim,
         embedding_scale=math.sqrt(embedding_dim),
-        block_configs=layers.TransformerBlockConfig(
+        block_configs=BlockConfig(
             attn_config=attention,
             ff_config=feed_forward,
             pre_attention_norm_config=norm,
@@ -74,26 +75,10 @@ def _activation(config: Config) -> layers.ActivationType:
 
 def tensor_names(config: Config, names: frozenset[str]) -> TensorNames:
     """Returns the names of the hub's layout, or of Kaggle's, which fuses q, k and v."""
-    shared = {
-        "attn_output_proj": "model.layers.{}.self_attn.o_proj",
-        "ff_gate_proj": "model.layers.{}.mlp.gate_proj",
-        "ff_up_proj": "model.layers.{}.mlp.up_proj",
-        "ff_down_proj": "model.layers.{}.mlp.down_proj",
-        "pre_attn_norm": "model.layers.{}.input_layernorm",
-        "post_attn_norm": "model.layers.{}.post_attention_layernorm",
-        "final_norm": "model.norm",
-    }
     if "embedder.weight" in names:
-        return TensorNames(
-            **shared,
+        return hub_names(
+            tied=True,
             embedding="embedder",
             attn_fused_qkv_proj="model.layers.{}.self_attn.qkv_proj",
         )
-    return TensorNames(
-        **shared,
-        embedding="model.embed_tokens",
-        attn_query_proj="model.layers.{}.self_attn.q_proj",
-        attn_key_proj="model.layers.{}.self_attn.k_proj",
-        attn_value_proj="model.layers.{}.self_attn.v_proj",
-        lm_head=None if config.flag("tie_word_embeddings", True) else "lm_head",
-    )
+    return hub_names(tied=config.flag("tie_word_embeddings", True))

@@ -76,7 +76,7 @@ def test_every_spelling_of_the_activation_means_tanh(changes):
         ("hidden_act", "mish"),
         ("attention_bias", True),
         ("use_bidirectional_attention", True),
-        ("rope_scaling", {"type": "linear", "factor": 2.0}),
+        ("rope_scaling", {"type": "dynamic", "factor": 2.0}),
     ],
 )
 def test_what_gemma_lacks_is_refused_by_name(field, value):

@@ -6,7 +6,16 @@ rotary positions cover part of each head, every linear layer has a bias, the hea
 
 from __future__ import annotations
 
-from edgezoo_core.authoring import ACTIVATIONS, Config, TensorNames, layers
+from edgezoo_core.authoring import (
+    ACTIVATIONS,
+    AttentionConfig,
+    BlockConfig,
+    Config,
+    TensorNames,
+    hub_names,
+    layer_norm,
+    layers,
+)
 
 
 def model_config(config: Config) -> layers.ModelConfig:
@@ -18,18 +27,12 @@ def model_config(config: Config) -> layers.ModelConfig:
     config.only("qk_layernorm", False)
     embedding_dim = config.integer("hidden_size", 2048)
     num_heads = config.integer("num_attention_heads", 32)
-    rope = config.rope(default_partial_factor=0.5)
-    norm = layers.NormalizationConfig(
-        type=layers.NormalizationType.LAYER_NORM, epsilon=config.number("layer_norm_eps", 1e-5)
-    )
-    attention = layers.AttentionConfig(
+    norm = layer_norm(config.number("layer_norm_eps", 1e-5))
+    attention = AttentionConfig(
         num_heads=num_heads,
         head_dim=config.integer("head_dim", embedding_dim // num_heads),
         num_query_groups=config.integer("num_key_value_heads", num_heads),
-        rotary_base=rope.theta,
-        rotary_percentage=rope.partial_factor,
-        qkv_transpose_before_split=True,
-        qkv_fused_interleaved=False,
+        rope=config.rope(default_partial_factor=0.5, scaling=("linear", "llama3")),
         qkv_use_bias=True,
         output_proj_use_bias=True,
     )
@@ -44,7 +47,7 @@ def model_config(config: Config) -> layers.ModelConfig:
         num_layers=config.integer("num_hidden_layers", 24),
         max_seq_len=config.integer("max_position_embeddings", 2048),
         embedding_dim=embedding_dim,
-        block_configs=layers.TransformerBlockConfig(
+        block_configs=BlockConfig(
             attn_config=attention,
             ff_config=feed_forward,
             pre_attention_norm_config=norm,
@@ -58,15 +61,13 @@ def model_config(config: Config) -> layers.ModelConfig:
 
 def tensor_names(config: Config, names: frozenset[str]) -> TensorNames:
     """Returns the names of the hub's layout."""
-    return TensorNames(
-        embedding="model.embed_tokens",
-        attn_query_proj="model.layers.{}.self_attn.q_proj",
-        attn_key_proj="model.layers.{}.self_attn.k_proj",
-        attn_value_proj="model.layers.{}.self_attn.v_proj",
+    return hub_names(
+        # A tied head keeps a bias of its own.
+        tied=False,
         attn_output_proj="model.layers.{}.self_attn.dense",
+        ff_gate_proj=None,
         ff_up_proj="model.layers.{}.mlp.fc1",
         ff_down_proj="model.layers.{}.mlp.fc2",
-        pre_attn_norm="model.layers.{}.input_layernorm",
+        post_attn_norm=None,
         final_norm="model.final_layernorm",
-        lm_head="lm_head",
     )

@@ -64,7 +64,7 @@ def test_biases_are_read():
     ("field", "value"),
     [
         ("hidden_act", "mish"),
-        ("rope_scaling", {"rope_type": "llama3", "factor": 32.0}),
+        ("rope_scaling", {"rope_type": "dynamic", "factor": 32.0}),
         ("rope_parameters", {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}),
     ],
 )
