@@ -115,10 +115,19 @@ class LoadedPlugin:
         return weights  # type: ignore[no-any-return]
 
     def quant_recipe(self, model: Model, module: torch.nn.Module, recipe: Recipe) -> QuantPlan:
-        """Asks for the format of every weight."""
+        """Asks for the format of every weight.
+
+        Raises:
+            RecipeError: A format's blocks do not fill the rows of its weight.
+        """
+        from edgezoo_core import recipe as recipes
         from edgezoo_core.types import QuantPlan
 
-        return self._ask("quant_recipe", QuantPlan, model=model, module=module, recipe=recipe)  # type: ignore[no-any-return]
+        plan: QuantPlan = self._ask(
+            "quant_recipe", QuantPlan, model=model, module=module, recipe=recipe
+        )
+        recipes.check_blocks(plan)
+        return plan
 
     def signatures(
         self, model: Model, module: torch.nn.Module, options: SignatureOptions

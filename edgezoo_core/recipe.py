@@ -185,8 +185,9 @@ def apply(recipe: Recipe, weights: Sequence[WeightRule], where: str) -> QuantPla
         if weight.layer is not None and weight.part in overrides.get(weight.layer, {}):
             chosen = overrides[weight.layer][weight.part]
         rules.append(replace(weight, format=chosen))
-    _check_blocks(recipe, rules)
-    return QuantPlan(recipe.name, tuple(rules))
+    plan = QuantPlan(recipe.name, tuple(rules))
+    check_blocks(plan)
+    return plan
 
 
 def growth_bytes(plan: QuantPlan) -> int:
@@ -249,16 +250,21 @@ def _resolve_layers(
     return resolved
 
 
-def _check_blocks(recipe: Recipe, rules: list[WeightRule]) -> None:
+def check_blocks(plan: QuantPlan) -> None:
+    """Checks that each format's blocks fill the rows of its weight.
+
+    Raises:
+        RecipeError: Some do not.
+    """
     misfits: dict[str, None] = {}
-    for rule in rules:
+    for rule in plan.rules:
         block = rule.format.block_size if rule.format else None
         if block and rule.shape[1] % block:
             place = rule.part if rule.layer is None else f"layers.{rule.layer}.{rule.part}"
             misfits[f"{place} ({rule.shape[1]} input channels, blocks of {block})"] = None
     if misfits:
         raise RecipeError(
-            f"recipe {recipe.name}: the block size does not divide the input channels of"
+            f"recipe {plan.name}: the block size does not divide the input channels of"
             f" {listing(misfits)}",
             remedy="choose a smaller block, or a recipe file with another format for these parts",
         )

@@ -62,6 +62,7 @@ class StoredTensor:
     offset: int | None
     size_bytes: int
     _get: Callable[[], torch.Tensor] = field(repr=False, compare=False)
+    _is_changed: bool = False
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -70,7 +71,9 @@ class StoredTensor:
 
     @property
     def slices(self) -> tuple[RowSlice, ...]:
-        """All of it; a scalar counts as one row."""
+        """All of it, a scalar as one row; nothing where values are changed: no file has them."""
+        if self._is_changed:
+            return ()
         return (RowSlice(self.name, 0, self.shape[0] if self.shape else 1),)
 
     def read(self) -> torch.Tensor:
@@ -79,7 +82,7 @@ class StoredTensor:
 
     def changed(self, change: Callable[[torch.Tensor], torch.Tensor]) -> StoredTensor:
         """Returns a tensor whose values are changed once they are read."""
-        return replace(self, _get=lambda: change(self._get()))
+        return replace(self, _get=lambda: change(self._get()), _is_changed=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from fake_site import FakeSite
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -60,3 +61,16 @@ def hub(hub_server: ModuleType) -> Iterator[HubServer]:
     server = hub_server.HubServer()
     yield server
     server.stop()
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeSite]:
+    monkeypatch.delenv("EDGEZOO_PLUGINS", raising=False)
+    monkeypatch.delenv("EDGEZOO_STRICT", raising=False)
+    folder = tmp_path / "site"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(str(folder))
+    fake = FakeSite(folder)
+    yield fake
+    for name in [n for n in sys.modules if n.partition(".")[0] in fake.packages]:
+        del sys.modules[name]

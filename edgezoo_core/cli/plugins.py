@@ -11,6 +11,7 @@ import click
 
 from edgezoo_core import plugins
 from edgezoo_core.cli.options import json_option, print_json, table, verbose_option
+from edgezoo_core.cli.plugins_test import test_command
 from edgezoo_core.plugins import Plugin
 
 
@@ -36,6 +37,9 @@ def plugins_command(ctx: click.Context, as_json: bool, verbose: bool) -> None:
         click.echo("No plugins are installed; see `edgezoo list --available`.", err=True)
     if verbose:
         _show_tracebacks(found)
+
+
+plugins_command.add_command(test_command)
 
 
 def _row(plugin: Plugin) -> tuple[str, ...]:

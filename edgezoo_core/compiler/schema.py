@@ -2,8 +2,8 @@
 
 litert-torch's generative layers import `tensorflow.lite.python.schema_py_generated`, and nothing
 else of tensorflow. `ai_edge_litert.schema_py_generated` is the same generated module, so it answers
-for it: that saves an install of 1.9 GB, two seconds and half a gigabyte of memory. Workers alone do
-this: no other process ever sees a tensorflow that is none.
+for it: that saves an install of 1.9 GB, two seconds and half a gigabyte of memory. Workers do this,
+and `edgezoo_core.testkit`; nobody ever sees a tensorflow that is none.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
-"""Phi-2: the published config.json, and what the family refuses."""
-
-import pytest
+"""Phi-2: the contract, and the published config.json."""
 
 from edgezoo_core.config import Config
-from edgezoo_core.errors import ConfigError
+from edgezoo_core.testkit import PluginContract
 from edgezoo_phi2 import phi2
 
 # microsoft/phi-2's config.json.
@@ -36,14 +34,14 @@ PHI_2 = {
 }
 
 
-def read(**changes):
-    return Config({**PHI_2, **changes}, "config.json")
+class TestPhi2(PluginContract):
+    family = "phi2"
 
 
 def test_published_config_gives_the_published_model():
     from litert_torch.generative.examples.phi import phi2 as example
 
-    config = read()
+    config = Config(PHI_2, "config.json")
     ours, theirs = phi2.model_config(config), example.get_model_config()
     assert config.leftovers() == {}
     for size in ("vocab_size", "num_layers", "max_seq_len", "embedding_dim", "lm_head_use_bias"):
@@ -56,23 +54,3 @@ def test_published_config_gives_the_published_model():
         assert getattr(block.attn_config, field) == getattr(other.attn_config, field)
     assert block.attn_config.qkv_use_bias
     assert block.attn_config.output_proj_use_bias
-
-
-def test_rotary_share_defaults_to_half():
-    config = {k: v for k, v in PHI_2.items() if k != "partial_rotary_factor"}
-    block = phi2.model_config(Config(config, "config.json")).block_configs
-    assert block.attn_config.rotary_percentage == 0.5
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("qk_layernorm", True),
-        ("hidden_act", "mish"),
-        ("rope_scaling", {"type": "dynamic", "factor": 2.0}),
-        ("partial_rotary_factor", 1.5),
-    ],
-)
-def test_what_phi_2_lacks_is_refused_by_name(field, value):
-    with pytest.raises(ConfigError, match=field):
-        phi2.model_config(read(**{field: value}))

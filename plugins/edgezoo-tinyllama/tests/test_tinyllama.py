@@ -1,9 +1,7 @@
-"""TinyLlama: the published config.json, and what the family refuses."""
-
-import pytest
+"""TinyLlama: the contract, and the published config.json."""
 
 from edgezoo_core.config import Config
-from edgezoo_core.errors import ConfigError
+from edgezoo_core.testkit import PluginContract
 from edgezoo_tinyllama import tinyllama
 
 # TinyLlama/TinyLlama-1.1B-Chat-v1.0's config.json.
@@ -33,14 +31,14 @@ CHAT = {
 }
 
 
-def read(**changes):
-    return Config({**CHAT, **changes}, "config.json")
+class TestTinyLlama(PluginContract):
+    family = "tinyllama"
 
 
 def test_published_config_gives_the_published_model():
     from litert_torch.generative.examples.tiny_llama import tiny_llama
 
-    config = read()
+    config = Config(CHAT, "config.json")
     ours, theirs = tinyllama.model_config(config), tiny_llama.get_model_config()
     assert config.leftovers() == {}
     for size in ("vocab_size", "num_layers", "max_seq_len", "embedding_dim"):
@@ -51,28 +49,3 @@ def test_published_config_gives_the_published_model():
     assert block.pre_attention_norm_config == other.pre_attention_norm_config
     for field in ("num_heads", "head_dim", "num_query_groups", "rotary_base", "rotary_percentage"):
         assert getattr(block.attn_config, field) == getattr(other.attn_config, field)
-
-
-def test_biases_are_read():
-    config = tinyllama.model_config(read(attention_bias=True, mlp_bias=True)).block_configs
-    assert config.attn_config.qkv_use_bias
-    assert config.attn_config.output_proj_use_bias
-    assert config.ff_config.use_bias
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("hidden_act", "mish"),
-        ("rope_scaling", {"rope_type": "dynamic", "factor": 32.0}),
-        ("rope_parameters", {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}),
-    ],
-)
-def test_what_plain_llama_lacks_is_refused_by_name(field, value):
-    with pytest.raises(ConfigError, match=field):
-        tinyllama.model_config(read(**{field: value}))
-
-
-def test_a_tied_head_has_no_tensor():
-    assert tinyllama.tensor_names(read(), frozenset()).lm_head == "lm_head"
-    assert tinyllama.tensor_names(read(tie_word_embeddings=True), frozenset()).lm_head is None
