@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -19,6 +20,8 @@ PYTORCH_INDEX = "pytorch_model.bin.index.json"
 PYTORCH_SUFFIXES = (".bin", ".pt", ".ckpt")
 #: Files beside the weights that a trainer leaves and that hold no model.
 NOT_WEIGHTS = ("optimizer", "scheduler", "training_args", "rng_state", "trainer_state")
+#: Tensors that checkpoints carry and that hold nothing learned.
+HARMLESS = re.compile(r"(?:^|\.)(?:rotary_emb\.inv_freq|freqs_cis|local_freqs_cis|masked_bias)$")
 #: Tokenizer and text files that go with a checkpoint; recorded, and read by `edgezoo run`.
 TEXT_FILES = (
     "tokenizer.json",

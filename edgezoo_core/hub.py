@@ -153,7 +153,7 @@ def _bring_adapter(names: Collection[str], fetch: _Fetch) -> None:
 def _pull(repo: str, revision: str, bring: _Bring, progress: Progress) -> Snapshot:
     progress(f"asking the hub for {repo}")
     try:
-        info = _ask(repo, revision)
+        info = ask(repo, revision)
         if info is None:
             return _from_cache(repo, revision, bring)
         snapshot = _download(repo, info, bring, progress)
@@ -165,7 +165,7 @@ def _pull(repo: str, revision: str, bring: _Bring, progress: Progress) -> Snapsh
         raise explain(e, repo, revision) from e
 
 
-def _ask(repo: str, revision: str) -> ModelInfo | None:
+def ask(repo: str, revision: str) -> ModelInfo | None:
     """Asks the hub about a repo; None if it cannot be reached."""
     import httpx2  # huggingface_hub's own client
     from huggingface_hub import HfApi
@@ -260,11 +260,12 @@ def _from_cache(repo: str, revision: str, bring: _Bring, *, is_checked: bool = T
         names = [str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()]
         bring(names, fetch)
     except (_LacksFilesError, LocalEntryNotFoundError, FileNotFoundError) as e:
-        raise _not_cached(repo, revision) from e
+        raise not_cached(repo, revision) from e
     return Snapshot(folder, folder.name)
 
 
-def _not_cached(repo: str, revision: str) -> CheckpointError:
+def not_cached(repo: str, revision: str) -> CheckpointError:
+    """Returns the error for a repo that neither the hub nor the cache gives."""
     return CheckpointError(
         f"the hub cannot be reached, and {repo}@{revision} is not in the cache",
         remedy="connect and try again (unset HF_HUB_OFFLINE, check HF_ENDPOINT), or pass a folder",

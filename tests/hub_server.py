@@ -57,6 +57,7 @@ class Repo:
     commits: dict[str, dict[str, StoredFile]] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
     is_gated: bool = False
+    card: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class HubServer:
 
     Attributes:
         requests: All requests so far.
+        sent_bytes: Bytes of all bodies so far.
         tokens: Tokens that the hub knows; any other is refused.
         members: Those of them that may read gated repos.
         unavailable: Parts that answer 503: `api`, `resolve`, `storage`.
@@ -91,6 +93,7 @@ class HubServer:
     def __init__(self) -> None:
         self.repos: dict[str, Repo] = {}
         self.requests: list[Request] = []
+        self.sent_bytes = 0
         self.tokens: set[str] = set()
         self.members: set[str] = set()
         self.unavailable: set[str] = set()
@@ -126,6 +129,7 @@ class HubServer:
         *,
         branch: str = "main",
         is_gated: bool = False,
+        card: Mapping[str, str] | None = None,
     ) -> str:
         """Adds a commit to a branch of a repo, which is made if need be; returns its hash.
 
@@ -134,6 +138,7 @@ class HubServer:
             files: Contents by name, or a folder, which must stay as it is.
             branch: The branch that the commit becomes the head of.
             is_gated: Whether its files are for members only.
+            card: What the front matter of its README says.
         """
         if isinstance(files, Path):
             contents: Mapping[str, bytes | Path] = {
@@ -148,6 +153,7 @@ class HubServer:
         entry.commits[commit] = stored
         entry.branches[branch] = commit
         entry.is_gated = is_gated
+        entry.card = card or {}
         return commit
 
     def environment(self, home: Path) -> dict[str, str]:
@@ -266,14 +272,22 @@ class _Handler(BaseHTTPRequestHandler):
     ) -> None:
         repo, question = "/".join(parts[:2]), parts[2] if len(parts) > 2 else "revision"
         revision = parts[3] if len(parts) > 3 else "main"
-        _, commit, files = self._find(repo, revision)
+        entry, commit, files = self._find(repo, revision)
         if question == "revision":
             siblings = [
                 {"rfilename": name, **(_blob(file) if "blobs" in query else {})}
                 for name, file in files.items()
             ]
-            info = {"id": repo, "modelId": repo, "sha": commit, "siblings": siblings}
-            self._send_json(info)
+            self._send_json(
+                {
+                    "id": repo,
+                    "modelId": repo,
+                    "sha": commit,
+                    "siblings": siblings,
+                    "gated": "manual" if entry.is_gated else False,
+                    "cardData": dict(entry.card),
+                }
+            )
         elif question == "tree":
             start = int(query.get("cursor", ["0"])[0])
             folder = "/".join(parts[4:])
@@ -370,6 +384,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send_body(self, chunks: Iterator[bytes] | list[bytes]) -> None:
         for chunk in chunks:
+            self.hub.sent_bytes += len(chunk)
             self.wfile.write(chunk)
         self.wfile.flush()
 

@@ -17,6 +17,7 @@ COMMANDS = {
     "info": "listing",
     "plugins": "plugins",
     "install": "install",
+    "new-plugin": "new_plugin",
     "author": "author",
     "convert": "convert",
     "verify": "verify",
@@ -52,7 +53,7 @@ class _Commands(click.Group):
         if name not in COMMANDS:
             return None
         module = importlib.import_module(f"edgezoo_core.cli.{COMMANDS[name]}")
-        command: click.Command = getattr(module, f"{name}_command")
+        command: click.Command = getattr(module, f"{name.replace('-', '_')}_command")
         return command
 
     def invoke(self, ctx: click.Context) -> Any:

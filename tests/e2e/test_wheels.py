@@ -66,6 +66,9 @@ def test_every_wheel_and_sdist_is_whole(dist):
         assert f"{name}/py.typed" in inside
         data = "registry.toml" if name == "edgezoo_core" else "models.toml"
         assert f"{name}/{data}" in inside
+        if name == "edgezoo_core":
+            templates = (ROOT / name / "scaffold" / "templates").iterdir()
+            assert {f"{name}/scaffold/templates/{t.name}" for t in templates} <= set(inside)
         assert any(n.endswith("licenses/LICENSE") for n in inside)
         assert any(n.endswith("/README.md") for n in source)
         assert not any("tests/" in n for n in inside)

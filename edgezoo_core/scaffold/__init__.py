@@ -1,0 +1,1 @@
+"""A new plugin, drafted: what `edgezoo new-plugin` knows, guesses and writes."""
