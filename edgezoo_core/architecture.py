@@ -7,7 +7,10 @@ attention and feed-forward, scores scaled otherwise. What a config does not use 
 from __future__ import annotations
 
 import dataclasses
+import enum
+import itertools
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -121,7 +124,8 @@ class Decoder(DecoderOnlyModel):
         # Without something between, the division is folded into the head's weights, and a table
         # that is tied is stored twice. No float32 below 1 is the tanh of what is cut off here.
         logits = torch.clamp(logits, max=_SATURATED * cap)
-        return torch.tanh(logits / cap) * cap
+        capped: torch.Tensor = torch.tanh(logits / cap) * cap
+        return capped
 
 
 class OutputNormTransformerBlock(TransformerBlock):
@@ -156,6 +160,11 @@ class ScaledNorm(torch.nn.Module):
         """Returns float32 of the same shape."""
         scaled: torch.Tensor = self.norm(query) * self.factor
         return scaled
+
+
+def describe(config: Any) -> str:
+    """Returns a configuration as indented lines: the fields that are not at their defaults."""
+    return "\n".join(_lines(config))
 
 
 def windows(config: layers.ModelConfig) -> list[int | None]:
@@ -245,3 +254,23 @@ def _window(attention: layers.AttentionConfig) -> int | None:
 def _score_factor(attention: layers.AttentionConfig) -> float:
     scale = getattr(attention, "scale", None)
     return 1.0 if scale is None else float(scale * math.sqrt(attention.head_dim))
+
+
+def _lines(config: Any) -> Iterator[str]:
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        default = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        if value == default:
+            continue
+        if isinstance(value, list) and value:
+            runs = [(block, len(list(same))) for block, same in itertools.groupby(value)]
+            for block, count in runs:
+                yield f"{field.name} ({count} layers)"
+                yield from (f"  {line}" for line in _lines(block))
+        elif dataclasses.is_dataclass(value) and not isinstance(value, Rope):
+            yield field.name
+            yield from (f"  {line}" for line in _lines(value))
+        else:
+            yield f"{field.name} = {value.name if isinstance(value, enum.Enum) else value}"

@@ -13,10 +13,21 @@ import litert_torch.generative.layers.model_config as layers
 import torch
 from litert_torch.generative.utilities.loader import ModelLoader
 
+from edgezoo_core import defaults
 from edgezoo_core.architecture import AttentionConfig, BlockConfig, Decoder
+from edgezoo_core.checkpoint import Checkpoint
 from edgezoo_core.config import Config, Rope
 from edgezoo_core.shapes import SignatureOptions
-from edgezoo_core.types import LazyTensor, Model, QuantPlan, Recipe, Signature
+from edgezoo_core.types import (
+    LazyTensor,
+    Model,
+    QuantPlan,
+    Recipe,
+    RowSlice,
+    Signature,
+    WeightFormat,
+    WeightRule,
+)
 
 #: Prefixes of the checkpoint's tensor names by part; `{}` stands for the layer.
 TensorNames = ModelLoader.TensorNames
@@ -115,23 +126,28 @@ def hub_names(*, tied: bool, **others: str | None) -> ModelLoader.TensorNames:
 
 
 __all__ = [
-    "ACTIVATIONS",
+    "decoder",
+    "layers",
     "AttentionConfig",
     "BlockConfig",
-    "Config",
-    "Decoder",
-    "LazyTensor",
-    "Model",
-    "QuantPlan",
-    "Recipe",
-    "Rope",
-    "Signature",
-    "SignatureOptions",
-    "TensorNames",
-    "decoder",
-    "hub_names",
-    "layer_norm",
-    "layers",
     "rms_norm",
+    "layer_norm",
     "with_windows",
+    "ACTIVATIONS",
+    "Rope",
+    "TensorNames",
+    "hub_names",
+    "Decoder",
+    "Model",
+    "Config",
+    "Checkpoint",
+    "LazyTensor",
+    "RowSlice",
+    "Recipe",
+    "QuantPlan",
+    "WeightRule",
+    "WeightFormat",
+    "SignatureOptions",
+    "Signature",
+    "defaults",
 ]

@@ -259,12 +259,15 @@ class Config(Mapping[str, Any]):
                 always rotates whole heads, as transformers then ignores the field.
             scaling: Names in `SCALINGS` that the family may use; any other is refused.
             layer_type: `full_attention` or `sliding_attention`, for a family that has a rope of
-                each. Its theta is then read from the newer spelling alone.
+                each. Only the newer spelling has both, so the older is then refused.
 
         Raises:
             ConfigError: Another kind of scaling, an unknown field of it, a share that the family
                 does not have, or the two spellings disagree.
         """
+        if layer_type is not None:
+            self.only("rope_theta", None)
+            self.only("rope_scaling", None)
         nested: dict[str, Any] = {}
         scaled: LinearScaling | Llama3Scaling | None = None
         for field in ("rope_parameters", "rope_scaling"):
@@ -318,10 +321,11 @@ class Config(Mapping[str, Any]):
         table = self._value(field, None)
         if table is None:
             return {}
-        if isinstance(table, dict) and layer_type is not None and layer_type in table:
-            table = table[layer_type]
+        if isinstance(table, dict) and layer_type is not None:
+            table = table.get(layer_type)
         if not isinstance(table, dict):
-            raise self._wrong(field, table, "an object")
+            of = f" with one for {layer_type}" if layer_type else ""
+            raise self._wrong(field, self._fields[field], f"an object{of}")
         return {name: value for name, value in table.items() if value is not None}
 
     def _scaling(

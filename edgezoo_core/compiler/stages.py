@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import json
 import logging
-import pprint
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -44,7 +43,7 @@ def author(progress: Progress, job: Mapping[str, Any], is_compared: bool) -> dic
     gc.enable()
     progress("importing the libraries")
     import_litert_torch()
-    from edgezoo_core import model, parity
+    from edgezoo_core import architecture, model, parity
     from edgezoo_core.checkpoint import open_folder
 
     asked = Job.from_json(job)
@@ -62,7 +61,7 @@ def author(progress: Progress, job: Mapping[str, Any], is_compared: bool) -> dic
         progress("running transformers on the same tokens")
         difference = asdict(parity.compare(checkpoint, logits, tokens))
     return {
-        "config": pprint.pformat(module.config, width=100),
+        "config": architecture.describe(module.config),
         "parameters": dict(parity.parameters_by_part(module)),
         "logits_shape": list(logits.shape),
         "largest": float(logits.abs().max()),

@@ -31,7 +31,7 @@ def by_transformers(checkpoint: Checkpoint) -> Forward:
         VerificationError: transformers does not know the architecture, or the checkpoint's names.
     """
     from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
     try:
         config = AutoConfig.from_pretrained(
@@ -53,9 +53,10 @@ def by_transformers(checkpoint: Checkpoint) -> Forward:
 
     def forward(tokens: torch.Tensor, start: int) -> Any:
         kept = torch.arange(start - 1, tokens.shape[1])
-        output = model(tokens, use_cache=True, logits_to_keep=kept)
-        cache = [(layer.keys[0], layer.values[0]) for layer in output.past_key_values.layers]
-        return output.logits[0], cache
+        # Made here, a cache keeps every token; the model's own drops what a window has left behind.
+        cache: Any = DynamicCache()
+        output = model(tokens, use_cache=True, past_key_values=cache, logits_to_keep=kept)
+        return output.logits[0], [(layer.keys[0], layer.values[0]) for layer in cache.layers]
 
     return forward
 

@@ -225,7 +225,10 @@ def test_such_a_field_is_accepted_where_it_is_not_used(family, name):
 @pytest.mark.parametrize(
     ("fields", "problem"),
     [
-        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_scaling.rope_type = 'dynamic'"),
+        (
+            {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
+            "rope_scaling.rope_type = 'dynamic'",
+        ),
         (
             {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}},
             "rope_parameters.rope_type = 'yarn'",

@@ -215,7 +215,7 @@ def test_scaled_rope_needs_all_its_fields(missing):
 
 def test_scaled_rope_with_a_field_of_another_kind_is_refused():
     table = {"rope_type": "linear", "factor": 2.0, "beta_fast": 32}
-    with pytest.raises(ConfigError, match="rope_scaling.beta_fast = 32"):
+    with pytest.raises(ConfigError, match=r"rope_scaling\.beta_fast = 32"):
         config(rope_scaling=table).rope(scaling=("linear",))
 
 
@@ -223,6 +223,19 @@ def test_rope_of_each_type_of_layer():
     tables = {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}
     thetas = [config(rope_parameters=tables).rope(layer_type=t).theta for t in tables]
     assert thetas == [1e6, 1e4]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"rope_theta": 1e6}, "rope_theta = 1000000.0 is not implemented"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "rope_scaling = "),
+        ({"rope_parameters": {"rope_theta": 1e6}}, "an object with one for sliding_attention"),
+    ],
+)
+def test_one_rope_where_each_type_of_layer_has_its_own(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        config(**fields).rope(layer_type="sliding_attention")
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,6 @@ Source: https://arxiv.org/abs/2408.00118 and transformers.models.gemma2.
 
 from __future__ import annotations
 
-import math
-
 from edgezoo_core.authoring import (
     ACTIVATIONS,
     AttentionConfig,
@@ -33,11 +31,10 @@ def model_config(config: Config) -> layers.ModelConfig:
         logit_softcap=config.optional("attn_logit_softcapping", 50.0),
         scale=config.number("query_pre_attn_scalar", 256) ** -0.5,
     )
+    activation = config.choice("hidden_activation", ACTIVATIONS, "gelu_pytorch_tanh")
     feed_forward = layers.FeedForwardConfig(
         type=layers.FeedForwardType.GATED,
-        activation=layers.ActivationConfig(
-            config.choice("hidden_activation", ACTIVATIONS, "gelu_pytorch_tanh")
-        ),
+        activation=layers.ActivationConfig(activation),
         intermediate_size=config.integer("intermediate_size", 9216),
         pre_ff_norm_config=norm,
         post_ff_norm_config=norm,
@@ -55,7 +52,7 @@ def model_config(config: Config) -> layers.ModelConfig:
         num_layers=num_layers,
         max_seq_len=config.integer("max_position_embeddings", 8192),
         embedding_dim=embedding_dim,
-        embedding_scale=math.sqrt(embedding_dim),
+        embedding_scale=embedding_dim**0.5,
         block_configs=with_windows(block, windows),
         final_norm_config=norm,
         final_logit_softcap=config.optional("final_logit_softcapping", 30.0),
