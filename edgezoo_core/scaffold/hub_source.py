@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,4 +99,6 @@ def license_of(card: Any) -> str:
     # `other` says nothing; the card then names the licence in a field of its own.
     if name == "other":
         name = getattr(card, "license_name", None) or name
-    return name if isinstance(name, str) and name else "unknown"
+    # It goes into a README as it is.
+    is_name = isinstance(name, str) and re.fullmatch(r"[\w.+-]+", name, re.ASCII)
+    return str(name) if is_name else "unknown"
