@@ -46,7 +46,7 @@ def card_valid(subject: Subject) -> str:
         except RecipeError as e:
             unknown.append(e.message)
     demand(not unknown, *unknown)
-    return f"{len(subject.card.models)} models, architectures {listing(subject.card.architectures)}"
+    return f"{listing(subject.card.models)}; {listing(subject.card.architectures)}"
 
 
 @check("import-light", since="0.1.0")
