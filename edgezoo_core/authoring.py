@@ -15,7 +15,7 @@ from litert_torch.generative.utilities.loader import ModelLoader
 
 from edgezoo_core import defaults
 from edgezoo_core.architecture import AttentionConfig, BlockConfig, Decoder
-from edgezoo_core.checkpoint import Checkpoint
+from edgezoo_core.checkpoint import HUB_NAMES, Checkpoint
 from edgezoo_core.config import Config, Rope
 from edgezoo_core.shapes import SignatureOptions
 from edgezoo_core.types import (
@@ -105,20 +105,9 @@ def hub_names(*, tied: bool, **others: str | None) -> ModelLoader.TensorNames:
         others: Fields of TensorNames that differ or come on top; None takes one away, and
             `attn_fused_qkv_proj` those of q, k and v.
     """
-    names: dict[str, str | None] = {
-        "embedding": "model.embed_tokens",
-        "attn_query_proj": "model.layers.{}.self_attn.q_proj",
-        "attn_key_proj": "model.layers.{}.self_attn.k_proj",
-        "attn_value_proj": "model.layers.{}.self_attn.v_proj",
-        "attn_output_proj": "model.layers.{}.self_attn.o_proj",
-        "ff_gate_proj": "model.layers.{}.mlp.gate_proj",
-        "ff_up_proj": "model.layers.{}.mlp.up_proj",
-        "ff_down_proj": "model.layers.{}.mlp.down_proj",
-        "pre_attn_norm": "model.layers.{}.input_layernorm",
-        "post_attn_norm": "model.layers.{}.post_attention_layernorm",
-        "final_norm": "model.norm",
-        "lm_head": None if tied else "lm_head",
-    }
+    names: dict[str, str | None] = {**HUB_NAMES}
+    if tied:
+        names["lm_head"] = None
     if others.get("attn_fused_qkv_proj"):
         names |= dict.fromkeys(("attn_query_proj", "attn_key_proj", "attn_value_proj"))
     found: ModelLoader.TensorNames = TensorNames(**{**names, **others})

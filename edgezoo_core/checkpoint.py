@@ -22,6 +22,22 @@ PYTORCH_SUFFIXES = (".bin", ".pt", ".ckpt")
 NOT_WEIGHTS = ("optimizer", "scheduler", "training_args", "rng_state", "trainer_state")
 #: Tensors that checkpoints carry and that hold nothing learned.
 HARMLESS = re.compile(r"(?:^|\.)(?:rotary_emb\.inv_freq|freqs_cis|local_freqs_cis|masked_bias)$")
+#: Part -> prefix of its tensors in the layout that transformers' Llama began with and most families
+#: keep; `{}` stands for the layer. Parts are fields of litert-torch's TensorNames.
+HUB_NAMES: Mapping[str, str] = {
+    "embedding": "model.embed_tokens",
+    "attn_query_proj": "model.layers.{}.self_attn.q_proj",
+    "attn_key_proj": "model.layers.{}.self_attn.k_proj",
+    "attn_value_proj": "model.layers.{}.self_attn.v_proj",
+    "attn_output_proj": "model.layers.{}.self_attn.o_proj",
+    "ff_gate_proj": "model.layers.{}.mlp.gate_proj",
+    "ff_up_proj": "model.layers.{}.mlp.up_proj",
+    "ff_down_proj": "model.layers.{}.mlp.down_proj",
+    "pre_attn_norm": "model.layers.{}.input_layernorm",
+    "post_attn_norm": "model.layers.{}.post_attention_layernorm",
+    "final_norm": "model.norm",
+    "lm_head": "lm_head",
+}
 #: Tokenizer and text files that go with a checkpoint; recorded, and read by `edgezoo run`.
 TEXT_FILES = (
     "tokenizer.json",

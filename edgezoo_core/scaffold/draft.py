@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from edgezoo_core.checkpoint import HUB_NAMES
 from edgezoo_core.scaffold import facts as facts_of
 from edgezoo_core.scaffold import parts, positions
 from edgezoo_core.scaffold.code import call, keywords, quoted
@@ -12,7 +13,6 @@ from edgezoo_core.scaffold.facts import PARALLEL, Facts, has_one_key_head
 from edgezoo_core.scaffold.fields import SPELLINGS, literal
 from edgezoo_core.scaffold.knowledge import Knowledge
 from edgezoo_core.scaffold.leftovers import REFUSED, Leftovers, Undecided, settle
-from edgezoo_core.scaffold.names import HUB_NAMES
 from edgezoo_core.scaffold.source import Source
 
 #: Differences from the names that most families have up to which the file states only those.

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from edgezoo_core.checkpoint import HUB_NAMES
 from edgezoo_core.scaffold.fields import Fields
 from edgezoo_core.scaffold.knowledge import Knowledge, look_up
-from edgezoo_core.scaffold.names import HUB_NAMES, NameMap, Sizes, guess
+from edgezoo_core.scaffold.names import NameMap, Sizes, guess
 from edgezoo_core.scaffold.source import Source
 
 #: Fields that say whether attention and feed-forward stand side by side.

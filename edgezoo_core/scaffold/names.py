@@ -125,24 +125,6 @@ class NameMap:
         return tuple(n for n in ("embedding", *qkv, *others) if n not in self.placed)
 
 
-#: Names of a checkpoint that nobody could read, taken to be those that most families have: what
-#: `edgezoo_core.authoring.hub_names` gives an untied model.
-HUB_NAMES: Mapping[str, str] = {
-    "embedding": "model.embed_tokens",
-    "attn_query_proj": "model.layers.{}.self_attn.q_proj",
-    "attn_key_proj": "model.layers.{}.self_attn.k_proj",
-    "attn_value_proj": "model.layers.{}.self_attn.v_proj",
-    "attn_output_proj": "model.layers.{}.self_attn.o_proj",
-    "ff_gate_proj": "model.layers.{}.mlp.gate_proj",
-    "ff_up_proj": "model.layers.{}.mlp.up_proj",
-    "ff_down_proj": "model.layers.{}.mlp.down_proj",
-    "pre_attn_norm": "model.layers.{}.input_layernorm",
-    "post_attn_norm": "model.layers.{}.post_attention_layernorm",
-    "final_norm": "model.norm",
-    "lm_head": "lm_head",
-}
-
-
 @dataclass(slots=True)
 class _Part:
     """Tensors of one prefix: shape by kind (`weight`, `bias`, …) and layer (None outside)."""

@@ -20,10 +20,8 @@ import torch
 from click.testing import CliRunner
 
 from edgezoo_core import cards, model, parity, plugins, sources
-from edgezoo_core.authoring import hub_names
 from edgezoo_core.cli import main
 from edgezoo_core.errors import EdgezooError
-from edgezoo_core.scaffold.names import HUB_NAMES
 
 ROOT = Path(__file__).parents[2]
 RUFF = Path(sys.executable).with_name("ruff")
@@ -288,12 +286,6 @@ def test_a_folder_with_a_config_alone_is_drafted_by_the_usual_names(tmp_path):
     done = new_plugin("bare", "--from", tmp_path / "checkpoint", "--output", tmp_path)
     assert "tensor names, not seen" in done.stdout
     assert "no weights" in done.stdout
-
-
-def test_the_usual_names_are_those_of_the_authoring_surface():
-    assert vars(hub_names(tied=False)).items() >= HUB_NAMES.items()
-    given = {n: v for n, v in vars(hub_names(tied=False)).items() if v is not None}
-    assert given == HUB_NAMES
 
 
 def test_nothing_that_is_there_is_overwritten(tmp_path):
