@@ -32,8 +32,8 @@ class AttentionConfig(layers.AttentionConfig):
     """litert-torch's, with rows of q, k and v in the order that checkpoints have.
 
     Attributes:
-        rope: Rotary positions of these layers; None for layers without. `rotary_base` and
-            `rotary_percentage` follow from it.
+        rope: Rotary positions of these layers; None for layers without. litert-torch's
+            `rotary_base` and `rotary_percentage` follow from it, and cannot be set.
         scale: Factor of the scores; None for head_dim ** -0.5.
     """
 
@@ -41,10 +41,16 @@ class AttentionConfig(layers.AttentionConfig):
     scale: float | None = None
     qkv_transpose_before_split: bool = True
     qkv_fused_interleaved: bool = False
+    rotary_base: float = dataclasses.field(init=False)
+    rotary_percentage: float = dataclasses.field(init=False)
 
-    def __post_init__(self) -> None:
-        self.rotary_base = self.rope.theta if self.rope else 0
-        self.rotary_percentage = self.rope.partial_factor if self.rope else 0.0
+
+AttentionConfig.rotary_base = property(  # type: ignore[assignment]
+    lambda self: self.rope.theta if self.rope else 0.0
+)
+AttentionConfig.rotary_percentage = property(  # type: ignore[assignment]
+    lambda self: self.rope.partial_factor if self.rope else 0.0
+)
 
 
 @dataclasses.dataclass(kw_only=True)

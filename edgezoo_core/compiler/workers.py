@@ -72,6 +72,7 @@ def run(
         for number, request in enumerate(requests):
             workers.append(_Worker(number, {"stage": stage, **request}, events))
         running = len(workers)
+        said: set[str] = set()
         while running:
             number, event = events.get()
             if event is None:
@@ -81,7 +82,10 @@ def run(
             elif "stage" in event:
                 progress(event["stage"])
             elif "log" in event:
-                logger.log(event["log"][0], "%s", event["log"][1])
+                level, message = event["log"]
+                if message not in said:  # workers side by side say the same
+                    said.add(message)
+                    logger.log(level, "%s", message)
             elif "error" in event:
                 raise _error(event["error"])
             else:

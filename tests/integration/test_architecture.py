@@ -88,7 +88,9 @@ def translated(config):
 
     def attention(theirs):
         fields = {f.name: getattr(theirs, f.name) for f in dataclasses.fields(theirs)}
-        return AttentionConfig(**fields, rope=Rope(theirs.rotary_base, 1.0))
+        del fields["rotary_percentage"]
+        rope = Rope(fields.pop("rotary_base"), 1.0)
+        return AttentionConfig(**fields, rope=rope)
 
     blocks = []
     for index in range(config.num_layers):
@@ -233,6 +235,16 @@ def test_window_as_long_as_the_cache_is_none(window, capacity, is_alike):
     options = SignatureOptions((8,), capacity, "transposed", True)
     mask = defaults.signatures(module, options)[-1].inputs["mask"]
     assert mask.shape[-1] == (257 if is_alike else 256)
+
+
+def test_rope_stands_in_one_place():
+    attention = AttentionConfig(num_heads=1, head_dim=8, num_query_groups=1, rope=Rope(5e5, 0.5))
+    assert (attention.rotary_base, attention.rotary_percentage) == (5e5, 0.5)
+    with pytest.raises(AttributeError, match="no setter"):
+        attention.rotary_base = 1e4
+    with pytest.raises(ValueError, match="rotary_base"):
+        dataclasses.replace(attention, rotary_base=1e4)
+    assert dataclasses.replace(attention, rope=None).rotary_percentage == 0
 
 
 def test_own_forward_is_not_trusted_to_treat_layers_alike():

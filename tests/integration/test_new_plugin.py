@@ -336,7 +336,6 @@ def test_a_hostile_config_does_not_become_code(tmp_path):
     rewrite(
         folder,
         **{
-            "architectures": [evil],
             "model_type": evil,
             "_name_or_path": evil,
             evil: 1,
@@ -356,6 +355,9 @@ def test_a_hostile_config_does_not_become_code(tmp_path):
         imported = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Import)]
         assert imported == []
     assert cards.read_family(written / "edgezoo_careful" / "models.toml").architectures
+    rewrite(folder, architectures=[evil])
+    done = new_plugin("careful", "--from", folder, "--output", tmp_path / "more", code=1)
+    assert "does not name its architecture" in done.stderr
 
 
 # From a hub

@@ -58,7 +58,11 @@ FAULTS = {
         "c.block_config(0).post_attention_norm_config.epsilon = 1e-6",
         "pass",
     ),
-    "rope base": (LLAMA, "c.block_config(0).attn_config.rotary_base = 10000.0", "pass"),
+    "rope base": (
+        LLAMA,
+        "c.block_config(0).attn_config.rope = authoring.Rope(10000.0, 1.0)",
+        "pass",
+    ),
     "embedding scale": ("gemma-multi-query", "c.embedding_scale = None", "pass"),
     "activation": (
         "phi-multi-head",
