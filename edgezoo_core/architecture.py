@@ -21,7 +21,7 @@ from litert_torch.generative.layers.rotary_position_embedding import build_rope
 from litert_torch.generative.utilities.export_config import ExportConfig
 from litert_torch.generative.utilities.model_builder import DecoderOnlyModel
 
-from edgezoo_core.config import Rope
+from edgezoo_core.rope import Rope
 
 #: The tanh of this and all above is 1 in float32.
 _SATURATED = 16.0

@@ -16,7 +16,8 @@ from litert_torch.generative.utilities.loader import ModelLoader
 from edgezoo_core import defaults
 from edgezoo_core.architecture import AttentionConfig, BlockConfig, Decoder
 from edgezoo_core.checkpoint import HUB_NAMES, Checkpoint
-from edgezoo_core.config import Config, Rope
+from edgezoo_core.config import Config
+from edgezoo_core.rope import Rope
 from edgezoo_core.shapes import SignatureOptions
 from edgezoo_core.types import (
     LazyTensor,

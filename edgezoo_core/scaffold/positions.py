@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from edgezoo_core.config import SCALINGS
+from edgezoo_core.rope import SCALINGS
 from edgezoo_core.scaffold.code import call
 from edgezoo_core.scaffold.facts import Facts
 from edgezoo_core.scaffold.fields import literal

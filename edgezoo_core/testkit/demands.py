@@ -16,6 +16,18 @@ from edgezoo_core.verification import weights as stored
 FLOAT = "none"
 
 
+def demand_module(subject: Subject, count: int) -> str:
+    """Fails unless each sample's module computes what its reference computes over `count` tokens."""
+    worst = 0.0
+    for sample in subject.samples:
+        tokens = subject.tokens(sample)[:, :count]
+        found = subject.compute(sample, tokens)
+        apart = numbers.difference(subject.expected(sample)[: tokens.shape[1]], found)
+        demand(apart <= numbers.MAX_DIFFERENCE, f"{sample.architecture}: {difference_text(apart)}")
+        worst = max(worst, apart)
+    return difference_text(worst)
+
+
 def demand_signatures(subject: Subject, sample: Sample, options: SignatureOptions) -> None:
     """Fails unless the hook's signatures have the form that is asked for."""
     module: Any = subject.prepared(sample, options).module

@@ -16,8 +16,8 @@ from transformers import SmolLM3Config, SmolLM3ForCausalLM
 from edgezoo_core import architecture, authoring, defaults, mapping, model, parity, recipe
 from edgezoo_core.authoring import AttentionConfig, BlockConfig, Rope, layers
 from edgezoo_core.checkpoint import open_folder
-from edgezoo_core.config import Llama3Scaling
 from edgezoo_core.conversion import shallow
+from edgezoo_core.rope import Llama3Scaling
 from edgezoo_core.shapes import SignatureOptions
 from edgezoo_core.types import Model
 

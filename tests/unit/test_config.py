@@ -4,16 +4,9 @@ import math
 
 import pytest
 
-from edgezoo_core.config import (
-    CHANGES_MATHEMATICS,
-    INERT,
-    Config,
-    LinearScaling,
-    Llama3Scaling,
-    Rope,
-    is_same_reading,
-)
+from edgezoo_core.config import CHANGES_MATHEMATICS, INERT, Config, is_same_reading
 from edgezoo_core.errors import ConfigError
+from edgezoo_core.rope import LinearScaling, Llama3Scaling, Rope
 
 
 def config(**fields) -> Config:

@@ -10,7 +10,7 @@ import torch
 
 from edgezoo_core.errors import EdgezooError, listing
 from edgezoo_core.testkit.check import check, demand
-from edgezoo_core.testkit.demands import difference_text
+from edgezoo_core.testkit.demands import demand_module, difference_text
 from edgezoo_core.testkit.numbers import MAX_DIFFERENCE, MIN_EFFECT, difference
 from edgezoo_core.testkit.samples import Reference, Sample
 from edgezoo_core.testkit.subject import MODULE_TOKENS, Subject, run
@@ -22,14 +22,7 @@ _Answer = Literal["followed", "no effect", "refused"]
 @check("module-equals-reference", since="0.1.0", needs=["tensors-mapped"])
 def module_equals_reference(subject: Subject) -> str:
     """The module computes what the reference computes."""
-    worst = 0.0
-    for sample in subject.samples:
-        tokens = subject.tokens(sample)[:, :MODULE_TOKENS]
-        found = subject.compute(sample, tokens)
-        apart = difference(subject.expected(sample)[: tokens.shape[1]], found)
-        demand(apart <= MAX_DIFFERENCE, f"{sample.architecture}: {difference_text(apart)}")
-        worst = max(worst, apart)
-    return difference_text(worst)
+    return demand_module(subject, MODULE_TOKENS)
 
 
 @check("config-fields", since="0.1.0", needs=["module-equals-reference"])
