@@ -17,7 +17,7 @@ FLOAT = "none"
 
 
 def demand_module(subject: Subject, count: int) -> str:
-    """Fails unless each sample's module computes what its reference computes over `count` tokens."""
+    """Fails unless each module computes what its reference computes over `count` tokens."""
     worst = 0.0
     for sample in subject.samples:
         tokens = subject.tokens(sample)[:, :count]
