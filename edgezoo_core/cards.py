@@ -104,50 +104,68 @@ class IndexEntry:
     summary: str
 
 
-class _Table:
-    """A TOML table whose keys are taken one by one, so that a leftover is a misspelling."""
+class Table:
+    """A TOML table whose keys are taken one by one, so that a leftover is a misspelling.
 
-    def __init__(self, values: dict[str, Any], where: str) -> None:
+    Args:
+        values: As tomllib reads them.
+        where: Names the table in messages.
+        error: What is raised.
+    """
+
+    def __init__(
+        self, values: dict[str, Any], where: str, error: type[EdgezooError] = CardError
+    ) -> None:
         self.values = values
         self.where = where
+        self.error = error
         self.known: set[str] = set()
 
     def take(self, key: str, kind: type, default: Any = ...) -> Any:
+        """Returns the value of a key, of this kind; the default if it is not there.
+
+        Raises:
+            EdgezooError: It is missing and has no default, or is of another kind.
+        """
         self.known.add(key)
         if key not in self.values:
             if default is not ...:
                 return default
-            raise CardError(f"{self.where}: {key} is missing", remedy=f"add `{key} = …`")
+            raise self.error(f"{self.where}: {key} is missing", remedy=f"add `{key} = …`")
         value = self.values[key]
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise CardError(
+            raise self.error(
                 f"{self.where}: {key} is {value!r}, expected {_KINDS[kind]}",
                 remedy=f"correct `{key}`",
             )
         return value
 
     def take_names(self, key: str) -> tuple[str, ...]:
+        """Returns a list of names, at least one."""
         values = self.take(key, list)
         if not values or not all(isinstance(v, str) and v for v in values):
-            raise CardError(
+            raise self.error(
                 f"{self.where}: {key} is {values!r}, expected a list of names",
                 remedy=f"correct `{key}`",
             )
         return tuple(values)
 
-    def tables(self, key: str) -> list[_Table]:
+    def tables(self, key: str) -> list[Table]:
+        """Returns the tables `[[key]]`."""
         rows = self.take(key, list)
         if not all(isinstance(row, dict) for row in rows):
-            raise CardError(f"{self.where}: {key} must be tables", remedy=f"write [[{key}]]")
+            raise self.error(f"{self.where}: {key} must be tables", remedy=f"write [[{key}]]")
         return [
-            _Table(row, f"{self.where}: {key}[{row.get('id', i)}]") for i, row in enumerate(rows)
+            Table(row, f"{self.where}: {key}[{row.get('id', i)}]", self.error)
+            for i, row in enumerate(rows)
         ]
 
     def finish(self) -> None:
+        """Refuses what was not taken."""
         unknown = sorted(self.values.keys() - self.known)
         if unknown:
             guess = nearest(unknown[0], self.known)
-            raise CardError(
+            raise self.error(
                 f"{self.where}: unknown key {listing(unknown)}",
                 remedy=f"did you mean `{guess}`?" if guess else "remove it",
             )
@@ -168,7 +186,7 @@ def read_family(path: Path) -> FamilyCard:
     Raises:
         CardError: It cannot be read, or a key is missing, misspelt, or of the wrong kind.
     """
-    table = _read(path)
+    table = read_table(path)
     hook_api = table.take("hook_api", int)
     family = table.take("family", str)
     architectures = table.take_names("architectures")
@@ -192,7 +210,7 @@ def read_index(path: Path) -> dict[str, IndexEntry]:
         CardError: It cannot be read, a key is missing, misspelt, or of the wrong kind, or two
             distributions claim one family.
     """
-    table = _read(path)
+    table = read_table(path)
     entries: dict[str, IndexEntry] = {}
     owners: dict[str, str] = {}
     for row in table.tables("models"):
@@ -225,24 +243,35 @@ def index() -> Mapping[str, IndexEntry]:
     return read_index(inside if inside.is_file() else package.parent / "registry.toml")
 
 
-def _read(path: Path) -> _Table:
+def read_table(
+    path: Path,
+    error: type[EdgezooError] = CardError,
+    absent: str = "reinstall the distribution",
+) -> Table:
+    """Reads a TOML file that begins with `schema`.
+
+    Args:
+        path: The file.
+        error: What is raised, here and by the table.
+        absent: What to do if it cannot be read.
+    """
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as e:
-        raise CardError(f"{path}: {e.strerror or e}", remedy="reinstall the distribution") from e
+        raise error(f"{path}: {e.strerror or e}", remedy=absent) from e
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
-        raise CardError(f"{path}: not TOML: {e}", remedy="correct the file") from e
-    table = _Table(values, str(path))
+        raise error(f"{path}: not TOML: {e}", remedy="correct the file") from e
+    table = Table(values, str(path), error)
     schema = table.take("schema", int)
     if schema != SCHEMA:
-        raise CardError(
+        raise error(
             f"{path}: schema {schema}, expected {SCHEMA}",
             remedy="upgrade edgezoo-core" if schema > SCHEMA else f"set schema = {SCHEMA}",
         )
     return table
 
 
-def _model(row: _Table) -> ModelCard:
+def _model(row: Table) -> ModelCard:
     card = ModelCard(
         id=row.take("id", str),
         title=row.take("title", str),
@@ -276,7 +305,7 @@ def _model(row: _Table) -> ModelCard:
 
 
 def _signatures(values: dict[str, Any], where: str) -> SignatureOptions:
-    table = _Table(values, f"{where}: signatures")
+    table = Table(values, f"{where}: signatures")
     default = SignatureOptions()
     prefill = table.take("prefill_lengths", list, list(default.prefill_lengths))
     if not all(isinstance(n, int) and not isinstance(n, bool) for n in prefill):
@@ -299,7 +328,7 @@ def _signatures(values: dict[str, Any], where: str) -> SignatureOptions:
 
 
 def _conformance(values: dict[str, Any], path: str) -> Conformance:
-    table = _Table(values, f"{path}: conformance")
+    table = Table(values, f"{path}: conformance")
     capabilities = table.take("capabilities", list, [])
     for name in capabilities:
         if name not in CAPABILITIES:

@@ -69,6 +69,10 @@ class VerificationError(EdgezooError):
     """An artifact cannot be held against its source."""
 
 
+class BatchError(EdgezooError):
+    """A matrix does not say what it must, or its store or cluster cannot be used."""
+
+
 class EvaluationError(EdgezooError):
     """A task is not known, cannot be loaded, or asks for what a converted file cannot do."""
 

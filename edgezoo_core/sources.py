@@ -28,6 +28,49 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class Described:
+    """A target whose family is known; of its files, config and tokenizer are here.
+
+    Attributes:
+        target: What the user named.
+        plugin: The family's plugin; not imported.
+        model: The first argument of every hook.
+        config: config.json, or the card's in its place.
+        commit: The hub's commit, None for a folder.
+        texts: The folder with config and tokenizer; the whole checkpoint, if the user named it.
+    """
+
+    target: Target
+    plugin: Plugin
+    model: Model
+    config: Mapping[str, Any]
+    commit: str | None
+    texts: Path
+
+    def job(self, recipe: Recipe, shapes: Shapes) -> Job:
+        """Returns what a worker needs to know to say what becomes of these shapes."""
+        return _job(self.target, self.model, self.config, self.texts, recipe, shapes)
+
+    def context_length(self, progress: Progress = silent) -> int:
+        """Authors the module in a worker, and returns the model's context in tokens.
+
+        Raises:
+            EdgezooError: The config says something that the family does not implement.
+        """
+        progress("reading the config")
+        job = Job(
+            self.model,
+            self.config,
+            self.texts,
+            SignatureOptions(),
+            Shapes(),
+            recipes.resolve("none"),
+        )
+        (answer,) = workers.run("examine", [{"job": job.to_json()}], progress)
+        return int(answer.result["context_length"])
+
+
+@dataclass(frozen=True, slots=True)
 class Source:
     """A target whose files are here and whose family is known.
 
@@ -63,19 +106,50 @@ class Source:
 
     def job(self, recipe: Recipe, shapes: Shapes) -> Job:
         """Returns what a worker needs to know."""
-        card = self.target.card
-        base = card.signatures if card else SignatureOptions()
-        # In one form, so that naming a default does not make another trace of it.
-        base = replace(
-            base,
-            kv_layout=shapes.kv_layout or base.kv_layout,
-            mask_as_input=base.mask_as_input
-            if shapes.mask_as_input is None
-            else shapes.mask_as_input,
+        folder = self.checkpoint.folder
+        return _job(self.target, self.model, self.config, folder, recipe, shapes)
+
+
+def describe(
+    text: str,
+    *,
+    revision: str | None = None,
+    family: str | None = None,
+    card: str | None = None,
+    progress: Progress = silent,
+) -> Source:
+    """Finds out what a TARGET is, and the plugin that converts it; downloads no weights.
+
+    Args:
+        text: A model id, `org/name[@revision]`, or a folder (begins with `.`, `/` or `~`).
+        revision: Branch, tag or commit of the repo.
+        family: Chooses between families that claim one architecture.
+        card: Id of the card that describes the files, where they have no config.json.
+        progress: Told of each stage.
+
+    Raises:
+        EdgezooError: The target, its config, or its plugin will not do.
+    """
+    found = plugins.discover()
+    target = targets.parse(text, found, revision=revision, card=card)
+    commit = None
+    if target.folder:
+        texts = target.folder
+        fields = checkpoints.open_folder(texts).config
+    else:
+        snapshot = hub.pull_texts(str(target.repo), target.revision, progress=progress)
+        texts, commit = snapshot.folder, snapshot.commit
+        fields = checkpoints.read_config(texts)
+    plugin = targets.choose_family(target, fields, found, family=family)
+    config = fields or (target.card.config if target.card else None)
+    if config is None:
+        raise TargetError(
+            f"{target} has no config.json, and no card stands in for it",
+            remedy="add config.json, or pass --card MODEL (see `edgezoo list`)",
         )
-        lengths = shapes.prefill_lengths
-        shapes = Shapes(tuple(sorted(set(lengths))) if lengths else None, shapes.kv_cache_length)
-        return Job(self.model, self.config, self.checkpoint.folder, base, shapes, recipe)
+    card_id = target.card.id if target.card and _owns(plugin, target.card.id) else None
+    name = str(target.folder) if target.folder else f"{target.repo}@{commit}"
+    return Described(target, plugin, Model(plugin.family, card_id, name), config, commit, texts)
 
 
 def obtain(
@@ -98,34 +172,18 @@ def obtain(
     Raises:
         EdgezooError: The target, its files, or its plugin will not do.
     """
-    found = plugins.discover()
-    target = targets.parse(text, found, revision=revision, card=card)
-    commit = None
-    if target.folder:
-        checkpoint = checkpoints.open_folder(target.folder)
-        fields = checkpoint.config
-    else:
-        # The config first: what it rules out is told before any weight is downloaded.
-        texts = hub.pull_texts(str(target.repo), target.revision, progress=progress)
-        commit = texts.commit
-        fields = checkpoints.read_config(texts.folder)
-    plugin = targets.choose_family(target, fields, found, family=family)
-    config = fields or (target.card.config if target.card else None)
-    if config is None:
-        raise TargetError(
-            f"{target} has no config.json, and no card stands in for it",
-            remedy="add config.json, or pass --card MODEL (see `edgezoo list`)",
-        )
-    card_id = target.card.id if target.card and _owns(plugin, target.card.id) else None
-    name = str(target.folder) if target.folder else f"{target.repo}@{commit}"
-    described = Model(plugin.family, card_id, name)
-    if commit:
-        snapshot = hub.cached(str(target.repo), commit)
+    # The config first: what it rules out is told before any weight is downloaded.
+    found = describe(text, revision=revision, family=family, card=card, progress=progress)
+    folder = found.texts
+    if found.commit:
+        repo = str(found.target.repo)
+        snapshot = hub.cached(repo, found.commit)
         if snapshot is None:
-            _examine(described, config, texts.folder, progress)
-            snapshot = hub.pull(str(target.repo), commit, progress=progress)
-        checkpoint = checkpoints.open_folder(snapshot.folder, name)
-    return Source(target, plugin, described, checkpoint, config, commit)
+            found.context_length(progress)
+            snapshot = hub.pull(repo, found.commit, progress=progress)
+        folder = snapshot.folder
+    checkpoint = checkpoints.open_folder(folder, found.model.source)
+    return Source(found.target, found.plugin, found.model, checkpoint, found.config, found.commit)
 
 
 def open_adapters(texts: Sequence[str], source: Source, progress: Progress) -> AdapterSet:
@@ -208,11 +266,24 @@ def tokenizer_folder(text: str, progress: Progress = silent) -> Path:
     return hub.pull_texts(repo, revision or "main", progress=progress).folder
 
 
-def _examine(described: Model, config: Mapping[str, Any], folder: Path, progress: Progress) -> None:
-    """Says what a config rules out, before any weight is downloaded."""
-    progress("reading the config")
-    job = Job(described, config, folder, SignatureOptions(), Shapes(), recipes.resolve("none"))
-    workers.run("examine", [{"job": job.to_json()}], progress)
+def _job(
+    target: Target,
+    model: Model,
+    config: Mapping[str, Any],
+    folder: Path,
+    recipe: Recipe,
+    shapes: Shapes,
+) -> Job:
+    base = target.card.signatures if target.card else SignatureOptions()
+    # In one form, so that naming a default does not make another trace of it.
+    base = replace(
+        base,
+        kv_layout=shapes.kv_layout or base.kv_layout,
+        mask_as_input=base.mask_as_input if shapes.mask_as_input is None else shapes.mask_as_input,
+    )
+    lengths = shapes.prefill_lengths
+    shapes = Shapes(tuple(sorted(set(lengths))) if lengths else None, shapes.kv_cache_length)
+    return Job(model, config, folder, base, shapes, recipe)
 
 
 def _owns(plugin: Plugin, model_id: str) -> bool:

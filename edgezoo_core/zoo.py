@@ -114,12 +114,13 @@ def convert_source(
     output: Path,
     adapters: AdapterSet | None = None,
     engine: Engine = "streaming",
+    jobs: int | None = None,
     with_bundle: bool = False,
     progress: Progress = silent,
 ) -> Conversion:
     """Converts files that were obtained before; otherwise like `convert`."""
     job = source.job(recipe, shapes)
-    jobs = workers.default_jobs()
+    jobs = jobs or workers.default_jobs()
     order = engines.Order(job, source, adapters, output, False, jobs, True, with_bundle)
     return _carry_out(order, engine, Stopwatch(progress))
 

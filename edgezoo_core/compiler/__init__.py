@@ -214,8 +214,8 @@ class _Compilation:
         self._progress("waiting for another process that compiles the same model")
 
 
-def _parts(job: Job, plugin: Plugin, checkpoint: Checkpoint) -> dict[str, Any]:
-    """Returns all that shapes a trace, but for the config."""
+def identity(plugin: Plugin) -> dict[str, Any]:
+    """Returns versions and digests of all code that shapes a file of the plugin's family."""
     return {
         "core": {
             "version": edgezoo_core.__version__,
@@ -229,6 +229,13 @@ def _parts(job: Job, plugin: Plugin, checkpoint: Checkpoint) -> dict[str, Any]:
             "requirements": _requirements(plugin.distribution),
         },
         "libraries": {name: _version(name) for name in VERSIONED},
+    }
+
+
+def _parts(job: Job, plugin: Plugin, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Returns all that shapes a trace, but for the config."""
+    return {
+        **identity(plugin),
         "model": {"family": job.model.family, "card": job.model.card_id},
         "base": asdict(job.base),
         "shapes": asdict(job.shapes),

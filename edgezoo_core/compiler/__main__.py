@@ -1,8 +1,12 @@
-"""A worker: `python -m edgezoo_core.compiler`, started by `workers`, for one request."""
+"""A worker: `python -m edgezoo_core.compiler`, started by `workers`, for one request.
+
+Other packages make workers of their own stages: see `main`.
+"""
 
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import logging
 import os
@@ -12,7 +16,7 @@ import sys
 import threading
 import traceback
 import warnings
-from typing import Any
+from typing import Any, NoReturn
 
 from edgezoo_core import errors
 from edgezoo_core.errors import DISK_FAULTS, EdgezooError
@@ -49,8 +53,20 @@ class _Log(logging.Handler):
         self._parent.tell(log=[record.levelno, record.getMessage()])
 
 
-def main() -> int:
-    """Reads the request, does it, answers."""
+def main(stages: str = "edgezoo_core.compiler.stages") -> NoReturn:
+    """Reads the request, does it, answers, and ends the process.
+
+    Args:
+        stages: The module whose `STAGES` says what can be asked for.
+    """
+    code = _serve(stages)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Leaving in order would take the libraries seconds.
+    os._exit(code)
+
+
+def _serve(stages: str) -> int:
     # A worker lives for seconds: looking for garbage among what it imports and traces costs a
     # tenth of them. Stages that hold weights turn it on again.
     gc.disable()
@@ -62,9 +78,8 @@ def main() -> int:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _quiet(parent)
     try:
-        from edgezoo_core.compiler import stages  # what is slow to import may fail, too
-
-        result = stages.STAGES[stage](parent, **request)
+        # What is slow to import may fail, too.
+        result = importlib.import_module(stages).STAGES[stage](parent, **request)
     except EdgezooError as e:
         kind = next(k.__name__ for k in type(e).__mro__ if hasattr(errors, k.__name__))
         parent.tell(error={"kind": kind, "message": e.message, "remedy": e.remedy})
@@ -74,7 +89,7 @@ def main() -> int:
             traceback.print_exc()
             return 1
         # Without its cache a conversion can do, without its output it cannot.
-        kind = "ArtifactError" if stage in ("litert", "pack") else "CacheError"
+        kind = "ArtifactError" if stage in ("litert", "make", "pack") else "CacheError"
         message = f"{e.filename or 'the disk'} cannot be written: {e.strerror}"
         remedy = "free some space, or choose another disk"
         parent.tell(error={"kind": kind, "message": message, "remedy": remedy})
@@ -106,8 +121,4 @@ def _quiet(parent: _Parent) -> None:
 
 
 if __name__ == "__main__":
-    code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # Leaving in order would take the libraries seconds.
-    os._exit(code)
+    main()

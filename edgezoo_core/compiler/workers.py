@@ -16,8 +16,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -31,6 +31,11 @@ logger = logging.getLogger(__name__)
 WORKER_BYTES = 800_000_000
 #: Lines of a worker's own talk that are shown when it dies.
 _TAIL_LINES = 20
+#: What workers say: the worker's number, and an event or None at its end.
+_Events = queue.SimpleQueue[tuple[int, dict[str, Any] | None]]
+_STOPPED: dict[str, Any] = {
+    "error": {"kind": "ConversionError", "message": "stopped", "remedy": "run the command again"}
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +53,45 @@ class Answer:
 
 def default_jobs() -> int:
     """Returns how many workers the cores and the free memory allow, at least one."""
-    return max(1, min(cpus.usable(), _available_bytes() // WORKER_BYTES))
+    return max(1, min(cpus.usable(), available_bytes() // WORKER_BYTES))
+
+
+class Brake:
+    """Ends the workers that other threads of this process wait for."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._runs: set[_Events] = set()
+        self._is_pulled = False
+
+    def pull(self) -> None:
+        """Lets every run raise, those that begin later too."""
+        with self._lock:
+            self._is_pulled = True
+            for events in self._runs:
+                events.put((0, _STOPPED))
+
+    @contextmanager
+    def holding(self, events: _Events) -> Iterator[None]:
+        """Lets `pull` reach the run that reads these events while the block lasts."""
+        with self._lock:
+            self._runs.add(events)
+            if self._is_pulled:
+                events.put((0, _STOPPED))
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._runs.discard(events)
 
 
 def run(
-    stage: str, requests: Sequence[Mapping[str, Any]], progress: Progress = silent
+    stage: str,
+    requests: Sequence[Mapping[str, Any]],
+    progress: Progress = silent,
+    *,
+    program: str = "edgezoo_core.compiler",
+    brake: Brake | None = None,
 ) -> list[Answer]:
     """Runs one worker per request, side by side, and returns their answers in order.
 
@@ -60,17 +99,22 @@ def run(
         stage: What they do (see `edgezoo_core.compiler.__main__`).
         requests: Plain values, one per worker.
         progress: Told of what the workers begin.
+        program: The package whose `__main__` is the worker.
+        brake: Ends the workers when another thread pulls it.
 
     Raises:
         EdgezooError: What a worker raised, or ConversionError for one that died; the others are
             ended.
     """
-    events: queue.SimpleQueue[tuple[int, dict[str, Any] | None]] = queue.SimpleQueue()
+    events: _Events = queue.SimpleQueue()
     workers: list[_Worker] = []
     answers: list[Answer | None] = [None] * len(requests)
-    try:
+    with ExitStack() as stack:
+        stack.callback(lambda: [worker.end() for worker in workers])
+        if brake:
+            stack.enter_context(brake.holding(events))
         for number, request in enumerate(requests):
-            workers.append(_Worker(number, {"stage": stage, **request}, events))
+            workers.append(_Worker(program, number, {"stage": stage, **request}, events))
         running = len(workers)
         said: set[str] = set()
         while running:
@@ -90,9 +134,6 @@ def run(
                 raise _error(event["error"])
             else:
                 answers[number] = Answer(event["result"], event["peak_memory_bytes"])
-    finally:
-        for worker in workers:
-            worker.end()
     return [a for a in answers if a is not None]
 
 
@@ -100,15 +141,12 @@ class _Worker:
     """One worker process."""
 
     def __init__(
-        self,
-        number: int,
-        request: Mapping[str, Any],
-        events: queue.SimpleQueue[tuple[int, dict[str, Any] | None]],
+        self, program: str, number: int, request: Mapping[str, Any], events: _Events
     ) -> None:
         self._talk: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `end`
         # -P: a file in the folder where the user happens to be is no module of ours.
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "edgezoo_core.compiler"],
+        self._process = subprocess.Popen(  # noqa: S603 - this interpreter, a package of ours
+            [sys.executable, "-P", "-m", program],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._talk,
@@ -121,9 +159,7 @@ class _Worker:
             stdin.write(json.dumps(request).encode() + b"\n")
             stdin.flush()
 
-    def _listen(
-        self, number: int, events: queue.SimpleQueue[tuple[int, dict[str, Any] | None]]
-    ) -> None:
+    def _listen(self, number: int, events: _Events) -> None:
         stdout: Any = self._process.stdout
         for line in stdout:
             with suppress(ValueError):
@@ -165,7 +201,7 @@ def _error(told: Mapping[str, Any]) -> EdgezooError:
     return error
 
 
-def _available_bytes() -> int:
+def available_bytes() -> int:
     """Returns the memory that is free for us: the machine's, and the control group's."""
     free = [1 << 62]
     with suppress(OSError, ValueError, StopIteration):
