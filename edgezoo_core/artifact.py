@@ -14,7 +14,8 @@ from typing import Any
 
 from edgezoo_core.errors import DISK_FAULTS, ArtifactError
 
-_HOST = platform.node() or "host"
+#: This machine, in the names of files that are not finished.
+HOST = platform.node() or "host"
 
 #: Version of the manifest's layout.
 SCHEMA = 1
@@ -66,7 +67,7 @@ def writing(path: Path) -> Iterator[tuple[Path, Path]]:
         path.parent.mkdir(parents=True, exist_ok=True)
         _sweep(path)
         partial, scratch = (
-            path.with_name(f".{path.name}.{_HOST}.{os.getpid()}.{kind}.partial")
+            path.with_name(f".{path.name}.{HOST}.{os.getpid()}.{kind}.partial")
             for kind in ("output", "float32")
         )
         partial.touch()
@@ -152,15 +153,16 @@ def read_manifest(path: Path) -> Mapping[str, Any]:
 
 def _sweep(path: Path) -> None:
     """Removes what processes of this machine left behind that were killed while they wrote."""
-    name = re.compile(rf"\.{re.escape(path.name)}\.{re.escape(_HOST)}\.(\d+)\.\w+\.partial")
+    name = re.compile(rf"\.{re.escape(path.name)}\.{re.escape(HOST)}\.(\d+)\.\w+\.partial")
     for left in path.parent.iterdir():
         match = name.fullmatch(left.name)
-        if match and not _is_alive(int(match[1])):
+        if match and not is_alive(int(match[1])):
             with suppress(OSError):
                 left.unlink()
 
 
-def _is_alive(process: int) -> bool:
+def is_alive(process: int) -> bool:
+    """Says whether a process of this machine runs."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:

@@ -117,7 +117,7 @@ def describe(
     family: str | None = None,
     card: str | None = None,
     progress: Progress = silent,
-) -> Source:
+) -> Described:
     """Finds out what a TARGET is, and the plugin that converts it; downloads no weights.
 
     Args:
@@ -201,27 +201,41 @@ def open_adapters(texts: Sequence[str], source: Source, progress: Progress) -> A
     progress("reading the adapters")
     from edgezoo_core import adapter_merging
 
-    parts = []
-    for text in texts:
-        name, _, weight = text.rpartition("=") if "=" in text else (text, "", "1")
-        try:
-            factor = float(weight)
-        except ValueError as e:
-            raise TargetError(
-                f"--adapter {text}: {weight!r} is no number", remedy="write FOLDER=0.5, say"
-            ) from e
-        folder = Path(name).expanduser()
-        described = str(folder)
-        if not folder.is_dir():
-            if name.startswith((".", "/", "~")):
-                raise TargetError(f"--adapter {name}: no such folder", remedy="check the path")
-            repo, _, revision = name.partition("@")
-            snapshot = hub.pull_adapter(repo, revision or "main", progress=progress)
-            folder, described = snapshot.folder, f"{repo}@{snapshot.commit}"
-        parts.append((str(folder), factor, described))
+    parts = [find_adapter(text, progress) for text in texts]
     return adapter_merging.open_adapters(
         parts, source.checkpoint, source.config.get("tie_word_embeddings")
     )
+
+
+def find_adapter(text: str, progress: Progress = silent) -> tuple[str, float, str]:
+    """Brings an adapter's files here.
+
+    Args:
+        text: A folder or `org/name[@revision]`, with `=WEIGHT` behind it if not 1.
+        progress: Told of each stage.
+
+    Returns:
+        The folder, the weight, and what names the adapter: the folder, or `org/name@commit`.
+
+    Raises:
+        TargetError: The weight is no number, or the folder is not there.
+        CheckpointError: The adapter cannot be obtained.
+    """
+    name, _, weight = text.rpartition("=") if "=" in text else (text, "", "1")
+    try:
+        factor = float(weight)
+    except ValueError as e:
+        raise TargetError(
+            f"--adapter {text}: {weight!r} is no number", remedy="write FOLDER=0.5, say"
+        ) from e
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return str(folder), factor, str(folder)
+    if name.startswith((".", "/", "~")):
+        raise TargetError(f"--adapter {name}: no such folder", remedy="check the path")
+    repo, _, revision = name.partition("@")
+    snapshot = hub.pull_adapter(repo, revision or "main", progress=progress)
+    return str(snapshot.folder), factor, f"{repo}@{snapshot.commit}"
 
 
 def text_folder(converted: Artifact, progress: Progress = silent) -> Path:

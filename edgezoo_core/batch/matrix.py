@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -13,7 +13,6 @@ from edgezoo_core import cards
 from edgezoo_core.errors import BatchError
 from edgezoo_core.shapes import KvLayout, Shapes
 
-#: What may stand at the top for all models, and in each [[models]] for one.
 _FOLDER = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)*")
 
 
@@ -36,7 +35,7 @@ class Cell:
 
     target: str
     recipe: str | None = None
-    shapes: Shapes = Shapes()
+    shapes: Shapes = field(default_factory=Shapes)
     revision: str | None = None
     family: str | None = None
     card: str | None = None

@@ -46,8 +46,16 @@ def default_limit_bytes() -> int:
     text = os.environ.get("EDGEZOO_CACHE_LIMIT", "").strip()
     if not text:
         return DEFAULT_LIMIT_BYTES
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([A-Z]*)", text.upper())
-    if not match or match[2] not in _UNITS:
+    size = parse_size(text)
+    if size is None:
         message = f"EDGEZOO_CACHE_LIMIT is {text!r}, which is no size"
         raise CacheError(message, remedy="set it to a size like 2GB or 500MB, or unset it")
+    return size
+
+
+def parse_size(text: str) -> int | None:
+    """Returns the bytes of a size like 2GB, 1.5 GiB or 500M; None if it is none."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([A-Z]*)", text.strip().upper())
+    if not match or match[2] not in _UNITS:
+        return None
     return int(float(match[1]) * _UNITS[match[2]])

@@ -20,6 +20,7 @@ COMMANDS = {
     "new-plugin": "new_plugin",
     "author": "author",
     "convert": "convert",
+    "batch": "batch",
     "verify": "verify",
     "reproduce": "reproduce",
     "bundle": "bundle",

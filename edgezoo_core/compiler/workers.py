@@ -110,11 +110,11 @@ def run(
     workers: list[_Worker] = []
     answers: list[Answer | None] = [None] * len(requests)
     with ExitStack() as stack:
-        stack.callback(lambda: [worker.end() for worker in workers])
         if brake:
             stack.enter_context(brake.holding(events))
         for number, request in enumerate(requests):
             workers.append(_Worker(program, number, {"stage": stage, **request}, events))
+            stack.callback(workers[-1].end)
         running = len(workers)
         said: set[str] = set()
         while running:

@@ -1,0 +1,241 @@
+"""From cells to tasks: the source, the recipe and the versions of each are known, and its name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from edgezoo_core import artifact, cache, checkpoint, compiler, hub, sources
+from edgezoo_core import recipe as recipes
+from edgezoo_core.batch import forecast
+from edgezoo_core.batch.forecast import Forecast
+from edgezoo_core.batch.matrix import Cell
+from edgezoo_core.compiler.job import recipe_from_json, recipe_to_json
+from edgezoo_core.errors import BatchError, EdgezooError
+from edgezoo_core.shapes import Shapes, complete
+from edgezoo_core.sources import Described
+from edgezoo_core.types import Progress, Recipe, silent
+
+#: Version of what `Task.inputs` says.
+_SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One conversion that a worker carries out, whichever machine it is on.
+
+    Attributes:
+        name: What its files in the store are called, without suffix; may begin with a folder.
+        target: A model id, a hub repo without revision, or the path of a folder.
+        commit: The repo's commit, None for a folder.
+        family: Chooses between families that claim one architecture.
+        card: Id of the card that describes the files.
+        adapters: With their commits, as `edgezoo_core.sources.open_adapters` takes them.
+        recipe: What was asked for; a recipe file need not be there any more.
+        shapes: Those that were named.
+        is_verified: Whether the file is held against its source.
+        with_bundle: Whether a .litertlm is made, too, if the source has a tokenizer.
+        inputs: All that shapes the file: two tasks with the same inputs give the same bytes.
+        source: Tasks of one value share a download.
+        graph: Tasks of one value share a trace.
+    """
+
+    name: str
+    target: str
+    commit: str | None
+    family: str | None
+    card: str | None
+    adapters: tuple[str, ...]
+    recipe: Recipe
+    shapes: Shapes
+    is_verified: bool
+    with_bundle: bool
+    inputs: Mapping[str, Any]
+    source: str
+    graph: str
+
+    @property
+    def digest(self) -> str:
+        """Sha256 of the inputs."""
+        return cache.digest(self.inputs)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns it as plain values."""
+        return {**asdict(self), "recipe": recipe_to_json(self.recipe)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Task:
+        """Reads what `to_json` wrote."""
+        return cls(
+            **{
+                **value,
+                "adapters": tuple(value["adapters"]),
+                "recipe": recipe_from_json(value["recipe"]),
+                "shapes": Shapes(**value["shapes"]),
+            }
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A task, and what it will probably take."""
+
+    task: Task
+    forecast: Forecast
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A cell that cannot even be planned."""
+
+    cell: Cell
+    error: EdgezooError
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A matrix, planned."""
+
+    planned: tuple[Planned, ...]
+    refused: tuple[Refused, ...]
+
+    @property
+    def peak_memory_bytes(self) -> int:
+        """Memory of the largest task."""
+        return max((p.forecast.peak_memory_bytes for p in self.planned), default=0)
+
+
+def plan(cells: Sequence[Cell], *, jobs: int, progress: Progress = silent) -> Plan:
+    """Plans a matrix: asks the hub, reads configs and, of folders, every byte.
+
+    Args:
+        cells: See `edgezoo_core.batch.matrix.read`.
+        jobs: Workers that trace side by side in one task.
+        progress: Told of each stage.
+
+    Raises:
+        BatchError: Two cells would write the same file.
+    """
+    planner = _Planner(jobs, progress)
+    planned: dict[str, tuple[Cell, Planned]] = {}
+    refused = []
+    for cell in cells:
+        try:
+            found = planner.plan(cell)
+        except EdgezooError as e:
+            refused.append(Refused(cell, e))
+            continue
+        name = found.task.name
+        other = planned.setdefault(name, (cell, found))
+        if other[0] is not cell:
+            _refuse_same_name(name, other, (cell, found))
+    return Plan(tuple(found for _, found in planned.values()), tuple(refused))
+
+
+def _refuse_same_name(name: str, one: tuple[Cell, Planned], two: tuple[Cell, Planned]) -> None:
+    if one[1].task.digest == two[1].task.digest:
+        raise BatchError(
+            f"({one[0]}) and ({two[0]}) are one and the same: {name}", remedy="remove one of them"
+        )
+    parts = sorted(
+        key for key, value in one[1].task.inputs.items() if two[1].task.inputs.get(key) != value
+    )
+    raise BatchError(
+        f"({one[0]}) and ({two[0]}) would both be written to {name}.tflite; they differ in"
+        f" {', '.join(parts)}",
+        remedy="give one of the [[models]] a `folder`, or a recipe file another `name`",
+    )
+
+
+class _Planner:
+    """Plans one cell after the other; what several share is asked for once."""
+
+    def __init__(self, jobs: int, progress: Progress) -> None:
+        self._jobs = jobs
+        self._progress = progress
+        self._described: dict[tuple[str | None, ...], Described | EdgezooError] = {}
+        self._contexts: dict[str, int] = {}
+        self._contents: dict[Path, Mapping[str, str]] = {}
+
+    def plan(self, cell: Cell) -> Planned:
+        found = self._describe(cell)
+        card = found.target.card
+        recipe = recipes.resolve(cell.recipe or (card.default_recipe if card else recipes.DEFAULT))
+        job = found.job(recipe, cell.shapes)
+        context_length = cell.shapes.kv_cache_length or self._context_length(found)
+        options = complete(job.shapes, job.base, context_length)
+        adapters = [sources.find_adapter(text, self._progress) for text in cell.adapters]
+        files = {} if found.commit else self._content(found.texts)
+        inputs = {
+            "schema": _SCHEMA,
+            "source": {"repo": found.target.repo, "commit": found.commit, "files": files},
+            "adapters": [
+                [weight, self._content(Path(folder)) if name == folder else name]
+                for folder, weight, name in adapters
+            ],
+            "model": {"family": found.plugin.family, "card": found.model.card_id},
+            "config": dict(found.config),
+            "recipe": recipe_to_json(recipe),
+            "options": asdict(options),
+            "versions": compiler.identity(found.plugin),
+        }
+        stem = Path(artifact.file_name(found.target.name, recipe.name, options.kv_cache_length))
+        source = cache.digest({"source": inputs["source"]})
+        shared = {k: inputs[k] for k in ("model", "config", "versions")}
+        task = Task(
+            name=str(Path(cell.folder) / stem.stem),
+            target=str(found.target.folder) if found.target.folder else cell.target.split("@")[0],
+            commit=found.commit,
+            family=cell.family,
+            card=cell.card,
+            adapters=tuple(f"{name}={weight}" for _, weight, name in adapters),
+            recipe=recipe,
+            shapes=cell.shapes,
+            is_verified=cell.is_verified,
+            with_bundle=cell.with_bundle,
+            inputs=inputs,
+            source=source,
+            graph=cache.digest({**shared, "base": asdict(job.base), "shapes": asdict(job.shapes)}),
+        )
+        return Planned(task, forecast.forecast(task, found, self._jobs))
+
+    def _describe(self, cell: Cell) -> Described:
+        asked = (cell.target, cell.revision, cell.family, cell.card)
+        if asked not in self._described:
+            try:
+                self._described[asked] = sources.describe(
+                    cell.target,
+                    revision=cell.revision,
+                    family=cell.family,
+                    card=cell.card,
+                    progress=self._progress,
+                )
+            except EdgezooError as e:  # for every cell of the model, asked once
+                self._described[asked] = e
+        found = self._described[asked]
+        if isinstance(found, EdgezooError):
+            raise found
+        return found
+
+    def _context_length(self, found: Described) -> int:
+        name = found.model.source
+        if name not in self._contexts:
+            self._contexts[name] = found.context_length(self._progress)
+        return self._contexts[name]
+
+    def _content(self, folder: Path) -> Mapping[str, str]:
+        if folder not in self._contents:
+            self._progress(f"hashing {folder}")
+            self._contents[folder] = content(folder)
+        return self._contents[folder]
+
+
+def content(folder: Path) -> dict[str, str]:
+    """Returns the sha256 of the files that a conversion reads in a folder: model, or adapter."""
+    weights = [folder / name for name in hub.ADAPTER_WEIGHTS if (folder / name).is_file()]
+    if weights:
+        files = [folder / hub.ADAPTER_CONFIG, weights[0]]
+        return {path.name: checkpoint.sha256(path) for path in files}
+    return {file.name: file.sha256 for file in checkpoint.open_folder(folder).hash_files()}
