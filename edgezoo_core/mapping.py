@@ -135,6 +135,23 @@ def _slices(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """How the tensors of a checkpoint fit a module; a line for each one that does not.
+
+    Attributes:
+        missing: Those that the module needs, with the nearest name that is there.
+        misshapen: Those of another shape than expected.
+        unexpected: Those that no parameter takes.
+        quantized: Those that a parameter takes and that are no floats.
+    """
+
+    missing: tuple[str, ...]
+    misshapen: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    quantized: tuple[str, ...]
+
+
 def check(
     module: torch.nn.Module, weights: Mapping[str, LazyTensor], checkpoint: Checkpoint
 ) -> None:
@@ -144,6 +161,39 @@ def check(
         PluginError: The weights do not cover the module's parameters one to one.
         CheckpointError: Tensors are missing, unexpected, of the wrong shape, or quantized; the
             message says which, what was expected, and the nearest name that is there.
+    """
+    refuse_misfits(compare(module, weights, checkpoint), checkpoint.source)
+
+
+def refuse_misfits(fit: Fit, source: str) -> None:
+    """Says which tensors do not fit, the first of them.
+
+    Raises:
+        CheckpointError: Some do not.
+    """
+    problems = [*fit.missing, *fit.misshapen, *fit.unexpected]
+    if problems:
+        lines = problems[:LONGEST_LIST]
+        if len(problems) > LONGEST_LIST:
+            lines.append(f"and {len(problems) - LONGEST_LIST} more")
+        raise CheckpointError(
+            f"{source} does not fit the family's tensor names:\n  " + "\n  ".join(lines),
+            remedy="check that checkpoint and config.json belong together, or pass --family",
+        )
+    if fit.quantized:
+        raise CheckpointError(
+            f"{source} holds weights that are no floats: {listing(fit.quantized)}",
+            remedy="convert the original checkpoint, not one that is already quantized",
+        )
+
+
+def compare(
+    module: torch.nn.Module, weights: Mapping[str, LazyTensor], checkpoint: Checkpoint
+) -> Fit:
+    """Compares weights and checkpoint, of which headers are enough.
+
+    Raises:
+        PluginError: The weights do not cover the module's parameters one to one.
     """
     parameters = {n: tuple(p.shape) for n, p in module.named_parameters()}
     uncovered = sorted(parameters.keys() - weights.keys())
@@ -162,25 +212,13 @@ def check(
     unexpected = sorted(
         n for n in checkpoint.tensors.keys() - used if not _is_harmless(n, module.config)
     )
-    problems = [
-        *_missing(weights, checkpoint, unexpected),
-        *_misshapen(weights, parameters, checkpoint),
-        *(f"unexpected {n} {list(checkpoint.tensors[n].shape)}" for n in unexpected),
-    ]
-    if problems:
-        lines = problems[:LONGEST_LIST]
-        if len(problems) > LONGEST_LIST:
-            lines.append(f"and {len(problems) - LONGEST_LIST} more")
-        raise CheckpointError(
-            f"{checkpoint.source} does not fit the family's tensor names:\n  " + "\n  ".join(lines),
-            remedy="check that checkpoint and config.json belong together, or pass --family",
-        )
-    quantized = sorted(n for n in used if checkpoint.tensors[n].dtype is None)
-    if quantized:
-        raise CheckpointError(
-            f"{checkpoint.source} holds weights that are no floats: {listing(quantized)}",
-            remedy="convert the original checkpoint, not one that is already quantized",
-        )
+    held = checkpoint.tensors
+    return Fit(
+        missing=tuple(_missing(weights, checkpoint, unexpected)),
+        misshapen=tuple(_misshapen(weights, parameters, checkpoint)),
+        unexpected=tuple(f"unexpected {n} {list(held[n].shape)}" for n in unexpected),
+        quantized=tuple(sorted(n for n in used & held.keys() if held[n].dtype is None)),
+    )
 
 
 def _is_harmless(name: str, config: ModelConfig) -> bool:

@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgezoo_core import checkpoint as checkpoints
-from edgezoo_core import hub, plugins, targets
+from edgezoo_core import hub, plugins, remote, targets
 from edgezoo_core import recipe as recipes
 from edgezoo_core.artifact import Artifact
-from edgezoo_core.cards import HUB_REPO
+from edgezoo_core.cards import HUB_REPO, ModelCard
 from edgezoo_core.checkpoint import Checkpoint
 from edgezoo_core.compiler import workers
 from edgezoo_core.compiler.job import Job
-from edgezoo_core.errors import ArtifactError, TargetError
+from edgezoo_core.errors import ArtifactError, CheckpointError, TargetError
 from edgezoo_core.plugins import Plugin
+from edgezoo_core.remote import RemoteRepo
 from edgezoo_core.shapes import Shapes, SignatureOptions
 from edgezoo_core.targets import Target
 from edgezoo_core.types import Model, Progress, Recipe, silent
@@ -25,49 +26,6 @@ if TYPE_CHECKING:
     from edgezoo_core.adapter_merging import AdapterSet
     from edgezoo_core.hooks import LoadedPlugin
     from edgezoo_core.model import AuthoredModel
-
-
-@dataclass(frozen=True, slots=True)
-class Described:
-    """A target whose family is known; of its files, config and tokenizer are here.
-
-    Attributes:
-        target: What the user named.
-        plugin: The family's plugin; not imported.
-        model: The first argument of every hook.
-        config: config.json, or the card's in its place.
-        commit: The hub's commit, None for a folder.
-        texts: The folder with config and tokenizer; the whole checkpoint, if the user named it.
-    """
-
-    target: Target
-    plugin: Plugin
-    model: Model
-    config: Mapping[str, Any]
-    commit: str | None
-    texts: Path
-
-    def job(self, recipe: Recipe, shapes: Shapes) -> Job:
-        """Returns what a worker needs to know to say what becomes of these shapes."""
-        return _job(self.target, self.model, self.config, self.texts, recipe, shapes)
-
-    def context_length(self, progress: Progress = silent) -> int:
-        """Authors the module in a worker, and returns the model's context in tokens.
-
-        Raises:
-            EdgezooError: The config says something that the family does not implement.
-        """
-        progress("reading the config")
-        job = Job(
-            self.model,
-            self.config,
-            self.texts,
-            SignatureOptions(),
-            Shapes(),
-            recipes.resolve("none"),
-        )
-        (answer,) = workers.run("examine", [{"job": job.to_json()}], progress)
-        return int(answer.result["context_length"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,49 +65,155 @@ class Source:
     def job(self, recipe: Recipe, shapes: Shapes) -> Job:
         """Returns what a worker needs to know."""
         folder = self.checkpoint.folder
-        return _job(self.target, self.model, self.config, folder, recipe, shapes)
+        return job(self.model, self.config, folder, self.target.card, recipe, shapes)
 
 
-def describe(
-    text: str,
-    *,
-    revision: str | None = None,
-    family: str | None = None,
-    card: str | None = None,
-    progress: Progress = silent,
-) -> Described:
-    """Finds out what a TARGET is, and the plugin that converts it; downloads no weights.
+def job(
+    model: Model,
+    config: Mapping[str, Any],
+    folder: Path,
+    card: ModelCard | None,
+    recipe: Recipe,
+    shapes: Shapes,
+) -> Job:
+    """Returns what a worker needs to know."""
+    base = card.signatures if card else SignatureOptions()
+    # In one form, so that naming a default does not make another trace of it.
+    base = replace(
+        base,
+        kv_layout=shapes.kv_layout or base.kv_layout,
+        mask_as_input=base.mask_as_input if shapes.mask_as_input is None else shapes.mask_as_input,
+    )
+    lengths = shapes.prefill_lengths
+    shapes = Shapes(tuple(sorted(set(lengths))) if lengths else None, shapes.kv_cache_length)
+    return Job(model, config, folder, base, shapes, recipe)
+
+
+@dataclass(frozen=True, slots=True)
+class Prospect:
+    """A target as far as it can be known before any weight is downloaded.
+
+    Attributes:
+        target: What the user named.
+        commit: The hub's commit, None for a folder.
+        repo: What the hub says; None for a folder, or where the hub cannot be reached.
+        folder: The files, if all of them are here already.
+        fields: config.json, None where there is none.
+        refusal: Why the config could not be read though the repo is there: it is gated.
+    """
+
+    target: Target
+    commit: str | None
+    repo: RemoteRepo | None
+    folder: Path | None
+    fields: Mapping[str, Any] | None
+    refusal: CheckpointError | None = None
+
+    @property
+    def name(self) -> str:
+        """`org/name@commit`, or the folder's path."""
+        return f"{self.target.repo}@{self.commit}" if self.commit else str(self.target.folder)
+
+    def open(self, *, progress: Progress = silent) -> Checkpoint:
+        """Opens the checkpoint: its headers, which may be afar.
+
+        Raises:
+            CheckpointError: The weights are missing or damaged.
+            edgezoo_core.remote.UnreadableAfarError: Their headers cannot be read from here.
+        """
+        if self.folder is None and self.repo is not None:
+            return remote.open_headers(self.repo, self.fields, progress=progress)
+        return checkpoints.open_folder(Path(str(self.folder)), self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """Whose model a prospect is: the family's plugin, what hooks are told, and the config."""
+
+    plugin: Plugin
+    model: Model
+    config: Mapping[str, Any]
+
+
+def look(
+    text: str, *, revision: str | None = None, card: str | None = None, progress: Progress = silent
+) -> Prospect:
+    """Looks at a TARGET; of a repo, config.json alone is fetched.
 
     Args:
         text: A model id, `org/name[@revision]`, or a folder (begins with `.`, `/` or `~`).
         revision: Branch, tag or commit of the repo.
-        family: Chooses between families that claim one architecture.
         card: Id of the card that describes the files, where they have no config.json.
         progress: Told of each stage.
 
     Raises:
-        EdgezooError: The target, its config, or its plugin will not do.
+        EdgezooError: The target or its config cannot be had.
     """
-    found = plugins.discover()
-    target = targets.parse(text, found, revision=revision, card=card)
-    commit = None
+    target = targets.parse(text, plugins.discover(), revision=revision, card=card)
     if target.folder:
-        texts = target.folder
-        fields = checkpoints.open_folder(texts).config
-    else:
-        snapshot = hub.pull_texts(str(target.repo), target.revision, progress=progress)
-        texts, commit = snapshot.folder, snapshot.commit
-        fields = checkpoints.read_config(texts)
-    plugin = targets.choose_family(target, fields, found, family=family)
-    config = fields or (target.card.config if target.card else None)
+        fields = checkpoints.open_folder(target.folder).config
+        return Prospect(target, None, None, target.folder, fields)
+    name = str(target.repo)
+    repo = remote.look(name, target.revision, progress=progress)
+    snapshot = hub.cached(name, repo.commit if repo else target.revision)
+    if snapshot:
+        fields = checkpoints.read_config(snapshot.folder)
+        return Prospect(target, snapshot.commit, repo, snapshot.folder, fields)
+    if repo is None:
+        raise hub.not_cached(name, target.revision)
+    try:
+        fields = remote.read_config(repo, progress=progress)
+    except remote.GatedError as e:
+        return Prospect(target, repo.commit, repo, None, None, e)
+    return Prospect(target, repo.commit, repo, None, fields)
+
+
+def settle(prospect: Prospect, *, family: str | None = None) -> Settled:
+    """Finds the family of a prospect and the config that it is built by.
+
+    Args:
+        prospect: What is known of the target.
+        family: Chooses between families that claim one architecture.
+
+    Raises:
+        CheckpointError: The repo is gated, and this user has no access.
+        TargetError: No family converts it, or there is no config.
+    """
+    target = prospect.target
+    if prospect.refusal:
+        raise prospect.refusal
+    plugin = targets.choose_family(target, prospect.fields, plugins.discover(), family=family)
+    config = prospect.fields or (target.card.config if target.card else None)
     if config is None:
         raise TargetError(
             f"{target} has no config.json, and no card stands in for it",
             remedy="add config.json, or pass --card MODEL (see `edgezoo list`)",
         )
     card_id = target.card.id if target.card and _owns(plugin, target.card.id) else None
-    name = str(target.folder) if target.folder else f"{target.repo}@{commit}"
-    return Described(target, plugin, Model(plugin.family, card_id, name), config, commit, texts)
+    return Settled(plugin, Model(plugin.family, card_id, prospect.name), config)
+
+
+def fetch(prospect: Prospect, settled: Settled, *, progress: Progress = silent) -> Source:
+    """Brings the files of a prospect that are not here yet, and opens them.
+
+    Raises:
+        CheckpointError: They cannot be had, or are damaged.
+    """
+    folder = prospect.folder
+    if prospect.repo:
+        # Also where the weights are here: the cache notes the commit, and gets texts that it lacks.
+        hub.pull_texts(prospect.repo.repo, prospect.repo.revision, progress=progress)
+    if folder is None:
+        repo = str(prospect.target.repo)
+        folder = hub.pull(repo, str(prospect.commit), progress=progress).folder
+    return Source(
+        prospect.target,
+        settled.plugin,
+        settled.model,
+        checkpoints.open_folder(folder, prospect.name),
+        settled.config,
+        prospect.commit,
+    )
 
 
 def obtain(
@@ -172,18 +236,12 @@ def obtain(
     Raises:
         EdgezooError: The target, its files, or its plugin will not do.
     """
-    # The config first: what it rules out is told before any weight is downloaded.
-    found = describe(text, revision=revision, family=family, card=card, progress=progress)
-    folder = found.texts
-    if found.commit:
-        repo = str(found.target.repo)
-        snapshot = hub.cached(repo, found.commit)
-        if snapshot is None:
-            found.context_length(progress)
-            snapshot = hub.pull(repo, found.commit, progress=progress)
-        folder = snapshot.folder
-    checkpoint = checkpoints.open_folder(folder, found.model.source)
-    return Source(found.target, found.plugin, found.model, checkpoint, found.config, found.commit)
+    prospect = look(text, revision=revision, card=card, progress=progress)
+    settled = settle(prospect, family=family)
+    if prospect.folder is None:
+        # What the config rules out is told before any weight is downloaded.
+        context_length(settled, progress)
+    return fetch(prospect, settled, progress=progress)
 
 
 def open_adapters(texts: Sequence[str], source: Source, progress: Progress) -> AdapterSet:
@@ -280,24 +338,16 @@ def tokenizer_folder(text: str, progress: Progress = silent) -> Path:
     return hub.pull_texts(repo, revision or "main", progress=progress).folder
 
 
-def _job(
-    target: Target,
-    model: Model,
-    config: Mapping[str, Any],
-    folder: Path,
-    recipe: Recipe,
-    shapes: Shapes,
-) -> Job:
-    base = target.card.signatures if target.card else SignatureOptions()
-    # In one form, so that naming a default does not make another trace of it.
-    base = replace(
-        base,
-        kv_layout=shapes.kv_layout or base.kv_layout,
-        mask_as_input=base.mask_as_input if shapes.mask_as_input is None else shapes.mask_as_input,
-    )
-    lengths = shapes.prefill_lengths
-    shapes = Shapes(tuple(sorted(set(lengths))) if lengths else None, shapes.kv_cache_length)
-    return Job(model, config, folder, base, shapes, recipe)
+def context_length(settled: Settled, progress: Progress = silent) -> int:
+    """Authors the module in a worker, and returns the model's context in tokens.
+
+    Raises:
+        EdgezooError: The config says something that the family does not implement.
+    """
+    progress("reading the config")
+    asked = job(settled.model, settled.config, Path(), None, recipes.resolve("none"), Shapes())
+    (answer,) = workers.run("examine", [{"job": asked.to_json()}], progress)
+    return int(answer.result["context_length"])
 
 
 def _owns(plugin: Plugin, model_id: str) -> bool:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 #: The dtypes of weights, as torch and numpy spell them.
 FLOATS = frozenset({"float64", "float32", "float16", "bfloat16"})
 
+#: Bytes before the header of a safetensors file: its length.
+PREFIX_BYTES = 8
 #: Longest header that the safetensors library reads. Source: MAX_HEADER_SIZE, safetensors tensor.rs
 _MAX_HEADER_BYTES = 100_000_000
 #: Bits of an element by dtype. Source: Dtype::bitsize, safetensors tensor.rs
@@ -110,18 +112,49 @@ def open_safetensors(path: Path, file: str) -> dict[str, StoredTensor]:
     try:
         with path.open("rb") as f:
             size = os.fstat(f.fileno()).st_size
-            prefix = f.read(8)
-            if len(prefix) < 8:
-                raise ValueError(f"it ends after {size} bytes, inside of the header's length")
-            (header_bytes,) = struct.unpack("<Q", prefix)
-            if header_bytes > min(_MAX_HEADER_BYTES, size - 8):
-                raise ValueError(f"a header of {header_bytes} bytes in a file of {size}")
-            text = f.read(header_bytes).decode("utf-8")
-        start = 8 + header_bytes
-        entries = _parse_header(text)
-        _check_coverage(entries, size - start)
+            header_bytes = header_length(f.read(PREFIX_BYTES), size)
+            header = f.read(header_bytes)
+        return parse_safetensors(header, size, file, partial(_read_safetensors, path))
     except (OSError, ValueError, RecursionError) as e:
         raise _damaged_safetensors(path, e) from e
+
+
+def header_length(prefix: bytes, size: int) -> int:
+    """Returns how many bytes of a safetensors file its header takes.
+
+    Args:
+        prefix: The first `PREFIX_BYTES` of the file, fewer if it is shorter.
+        size: Bytes of the whole file.
+
+    Raises:
+        ValueError: The file ends before, or the header is longer than any that is read.
+    """
+    if len(prefix) < PREFIX_BYTES:
+        raise ValueError(f"it ends after {size} bytes, inside of the header's length")
+    (header_bytes,) = struct.unpack("<Q", prefix)
+    if header_bytes > min(_MAX_HEADER_BYTES, size - PREFIX_BYTES):
+        raise ValueError(f"a header of {header_bytes} bytes in a file of {size}")
+    return int(header_bytes)
+
+
+def parse_safetensors(
+    header: bytes, size: int, file: str, get: Callable[[str], torch.Tensor]
+) -> dict[str, StoredTensor]:
+    """Returns what a header describes; the rest of the file may be anywhere.
+
+    Args:
+        header: The bytes behind the prefix, as many as `header_length` says.
+        size: Bytes of the whole file.
+        file: Its name inside the checkpoint.
+        get: Reads a tensor by its name.
+
+    Raises:
+        ValueError: The header is damaged, or describes another file.
+        RecursionError: It nests too deeply.
+    """
+    start = PREFIX_BYTES + len(header)
+    entries = _parse_header(header.decode("utf-8"))
+    _check_coverage(entries, size - start)
     return {
         name: StoredTensor(
             name=name,
@@ -130,7 +163,7 @@ def open_safetensors(path: Path, file: str) -> dict[str, StoredTensor]:
             file=file,
             offset=start + entry.begin,
             size_bytes=entry.end - entry.begin,
-            _get=partial(_read_safetensors, path, name),
+            _get=partial(get, name),
         )
         for name, entry in sorted(entries.items())
     }

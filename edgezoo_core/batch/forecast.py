@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from edgezoo_core.compiler import workers
-
-if TYPE_CHECKING:
-    from edgezoo_core.batch.tasks import Task
-    from edgezoo_core.sources import Described
 
 #: Memory of the process that leads a conversion, and streams the weights: libraries and rows.
 _LEADER_BYTES = 700_000_000
@@ -26,7 +21,7 @@ class Forecast:
     peak_memory_bytes: int
 
 
-def forecast(task: Task, found: Described, jobs: int) -> Forecast:
+def forecast(jobs: int) -> Forecast:
     """Predicts what a task takes with this many workers."""
     # The leader streams once the workers are gone, and is light before.
     return Forecast(_LEADER_BYTES + jobs * workers.WORKER_BYTES)

@@ -15,7 +15,7 @@ from edgezoo_core.batch.matrix import Cell
 from edgezoo_core.compiler.job import recipe_from_json, recipe_to_json
 from edgezoo_core.errors import BatchError, EdgezooError
 from edgezoo_core.shapes import Shapes, complete
-from edgezoo_core.sources import Described
+from edgezoo_core.sources import Prospect, Settled
 from edgezoo_core.types import Progress, Recipe, silent
 
 #: Version of what `Task.inputs` says.
@@ -155,38 +155,39 @@ class _Planner:
     def __init__(self, jobs: int, progress: Progress) -> None:
         self._jobs = jobs
         self._progress = progress
-        self._described: dict[tuple[str | None, ...], Described | EdgezooError] = {}
+        self._found: dict[tuple[str | None, ...], tuple[Prospect, Settled] | EdgezooError] = {}
         self._contexts: dict[str, int] = {}
         self._contents: dict[Path, Mapping[str, str]] = {}
 
     def plan(self, cell: Cell) -> Planned:
-        found = self._describe(cell)
-        card = found.target.card
+        found, settled = self._look(cell)
+        target = found.target
+        card = target.card
         recipe = recipes.resolve(cell.recipe or (card.default_recipe if card else recipes.DEFAULT))
-        job = found.job(recipe, cell.shapes)
-        context_length = cell.shapes.kv_cache_length or self._context_length(found)
+        job = sources.job(settled.model, settled.config, Path(), card, recipe, cell.shapes)
+        context_length = cell.shapes.kv_cache_length or self._context_length(settled)
         options = complete(job.shapes, job.base, context_length)
         adapters = [sources.find_adapter(text, self._progress) for text in cell.adapters]
-        files = {} if found.commit else self._content(found.texts)
+        files = self._content(target.folder) if target.folder else {}
         inputs = {
             "schema": _SCHEMA,
-            "source": {"repo": found.target.repo, "commit": found.commit, "files": files},
+            "source": {"repo": target.repo, "commit": found.commit, "files": files},
             "adapters": [
                 [weight, self._content(Path(folder)) if name == folder else name]
                 for folder, weight, name in adapters
             ],
-            "model": {"family": found.plugin.family, "card": found.model.card_id},
-            "config": dict(found.config),
+            "model": {"family": settled.plugin.family, "card": settled.model.card_id},
+            "config": dict(settled.config),
             "recipe": recipe_to_json(recipe),
             "options": asdict(options),
-            "versions": compiler.identity(found.plugin),
+            "versions": compiler.identity(settled.plugin),
         }
-        stem = Path(artifact.file_name(found.target.name, recipe.name, options.kv_cache_length))
+        stem = Path(artifact.file_name(target.name, recipe.name, options.kv_cache_length))
         source = cache.digest({"source": inputs["source"]})
         shared = {k: inputs[k] for k in ("model", "config", "versions")}
         task = Task(
             name=str(Path(cell.folder) / stem.stem),
-            target=str(found.target.folder) if found.target.folder else cell.target.split("@")[0],
+            target=str(target.folder) if target.folder else cell.target.split("@")[0],
             commit=found.commit,
             family=cell.family,
             card=cell.card,
@@ -199,30 +200,27 @@ class _Planner:
             source=source,
             graph=cache.digest({**shared, "base": asdict(job.base), "shapes": asdict(job.shapes)}),
         )
-        return Planned(task, forecast.forecast(task, found, self._jobs))
+        return Planned(task, forecast.forecast(self._jobs))
 
-    def _describe(self, cell: Cell) -> Described:
+    def _look(self, cell: Cell) -> tuple[Prospect, Settled]:
         asked = (cell.target, cell.revision, cell.family, cell.card)
-        if asked not in self._described:
+        if asked not in self._found:
             try:
-                self._described[asked] = sources.describe(
-                    cell.target,
-                    revision=cell.revision,
-                    family=cell.family,
-                    card=cell.card,
-                    progress=self._progress,
+                found = sources.look(
+                    cell.target, revision=cell.revision, card=cell.card, progress=self._progress
                 )
+                self._found[asked] = found, sources.settle(found, family=cell.family)
             except EdgezooError as e:  # for every cell of the model, asked once
-                self._described[asked] = e
-        found = self._described[asked]
-        if isinstance(found, EdgezooError):
-            raise found
-        return found
+                self._found[asked] = e
+        known = self._found[asked]
+        if isinstance(known, EdgezooError):
+            raise known
+        return known
 
-    def _context_length(self, found: Described) -> int:
-        name = found.model.source
+    def _context_length(self, settled: Settled) -> int:
+        name = settled.model.source
         if name not in self._contexts:
-            self._contexts[name] = found.context_length(self._progress)
+            self._contexts[name] = sources.context_length(settled, self._progress)
         return self._contexts[name]
 
     def _content(self, folder: Path) -> Mapping[str, str]:

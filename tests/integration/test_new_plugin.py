@@ -404,7 +404,7 @@ def test_of_a_repo_only_headers_are_fetched(hub, edgezoo, large, tmp_path, layou
     done = edgezoo("new-plugin", "acme", "--from", "acme/tiny@main", "--json")
     report = json.loads(done.stdout)
     print(f"{hub.sent_bytes:,} bytes of {weights:,} were fetched")
-    # The client always asks for the first 100 kB of a file.
+    # The first 64 KiB of each file are asked for.
     assert hub.sent_bytes < weights / 20
     assert report["unplaced"] == []
     assert report["placed"]["attn_query_proj"] == "model.layers.{}.self_attn.q_proj"
@@ -430,7 +430,7 @@ def test_a_repo_without_safetensors_is_drafted_by_the_usual_names(hub, edgezoo, 
         ("acme/gated", "acme/gated is gated"),
         ("acme/tiny@v9", "acme/tiny has no revision 'v9'"),
         ("acme/empty", "has no config.json"),
-        ("acme/damaged", "damaged safetensors file"),
+        ("acme/damaged", "model.safetensors is no readable safetensors file"),
         ("./nowhere", "no such folder"),
         ("no-model", "no model is called 'no-model'"),
     ],

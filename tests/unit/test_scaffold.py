@@ -8,8 +8,9 @@ import tomllib
 
 import pytest
 
+from edgezoo_core import remote
 from edgezoo_core.errors import CheckpointError, PluginError
-from edgezoo_core.scaffold import hub_source, identity
+from edgezoo_core.scaffold import identity
 from edgezoo_core.scaffold.card import count, recipes
 from edgezoo_core.scaffold.code import call, quoted
 from edgezoo_core.scaffold.fields import Fields, literal
@@ -236,4 +237,4 @@ def test_the_licence_is_the_one_that_the_hub_states(card, expected):
         def __init__(self):
             self.__dict__.update(card)
 
-    assert hub_source.license_of(Data()) == expected
+    assert remote.license_of(Data()) == expected

@@ -1,0 +1,292 @@
+"""A repo of the hub without its weights: what the hub says, small texts, and headers by ranges.
+
+The headers go through the parser of local files, not the client's: what a stranger's file may hold
+is decided in one place, and a file that is cut short is seen before it is downloaded.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from edgezoo_core import checkpoint as checkpoints
+from edgezoo_core import hub
+from edgezoo_core.checkpoint import SAFETENSORS_INDEX, TEXT_FILES, Checkpoint
+from edgezoo_core.errors import CheckpointError, EdgezooError, listing
+from edgezoo_core.hub_errors import explain
+from edgezoo_core.tensor_files import (
+    PREFIX_BYTES,
+    StoredTensor,
+    header_length,
+    parse_safetensors,
+)
+from edgezoo_core.types import Progress, silent
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import ModelInfo
+
+CONFIG = "config.json"
+#: First bytes of a weight file that are asked for; most headers are shorter.
+FIRST_BYTES = 1 << 16
+#: Longest config or index that is fetched.
+_LONGEST_TEXT_BYTES = 1 << 26
+#: Longest header that is fetched: a hundred thousand tensors.
+_LONGEST_HEADER_BYTES = 1 << 24
+#: Most files whose headers are fetched.
+_MOST_FILES = 1000
+#: Files whose headers are fetched at the same time.
+_AT_A_TIME = 8
+#: The hub is asked again so often when it is busy.
+_RETRIES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteRepo:
+    """What the hub says about a repo at one commit.
+
+    Attributes:
+        repo: `org/name`.
+        revision: Branch, tag or commit that was asked for.
+        commit: The commit's hash.
+        license: Of the weights; `unknown` where the repo's card does not say.
+        is_gated: Whether the hub asks to accept the licence first.
+        sizes: Bytes by name of file.
+    """
+
+    repo: str
+    revision: str
+    commit: str
+    license: str
+    is_gated: bool
+    sizes: Mapping[str, int]
+
+    def __str__(self) -> str:
+        return f"{self.repo}@{self.commit}"
+
+
+class GatedError(CheckpointError):
+    """The repo is gated, and this user has no access."""
+
+
+class UnreadableAfarError(CheckpointError):
+    """The weights are in files whose headers cannot be read afar."""
+
+
+def look(repo: str, revision: str, *, progress: Progress = silent) -> RemoteRepo | None:
+    """Asks the hub about a repo; None if it cannot be reached.
+
+    Raises:
+        CheckpointError: The repo or the revision is missing, or the token is wrong.
+    """
+    progress(f"asking the hub for {repo}")
+    try:
+        info = hub.ask(repo, revision)
+    except Exception as e:
+        raise explain(e, repo, revision) from e
+    return _described(repo, revision, info) if info else None
+
+
+def read_config(found: RemoteRepo, *, progress: Progress = silent) -> Mapping[str, Any] | None:
+    """Fetches and reads config.json; None if the repo has none.
+
+    Raises:
+        CheckpointError: It cannot be fetched, or is no JSON object.
+        GatedError: The repo is gated and this user has no access.
+    """
+    if CONFIG not in found.sizes:
+        return None
+    progress("reading config.json")
+    return checkpoints.read_config(_text(found, CONFIG).parent)
+
+
+def weight_files(found: RemoteRepo) -> tuple[str, ...]:
+    """Returns the names of the weight files, as far as the file list tells them.
+
+    Raises:
+        CheckpointError: There are none, or several without an index.
+    """
+    try:
+        index, files = checkpoints.weight_files(found.sizes)
+    except CheckpointError as e:
+        raise CheckpointError(f"{found}: {e.message}", remedy=e.remedy) from e
+    if index is None:
+        return files
+    suffixes = (".safetensors",) if index == SAFETENSORS_INDEX else checkpoints.PYTORCH_SUFFIXES
+    return tuple(
+        n
+        for n in sorted(found.sizes)
+        if n.endswith(suffixes) and "/" not in n and not n.startswith(checkpoints.NOT_WEIGHTS)
+    )
+
+
+def open_headers(
+    found: RemoteRepo, config: Mapping[str, Any] | None, *, progress: Progress = silent
+) -> Checkpoint:
+    """Reads names, shapes and dtypes of all tensors; their values are not here.
+
+    Args:
+        found: What the hub says.
+        config: Its config.json.
+        progress: Told of each stage.
+
+    Raises:
+        CheckpointError: The weights are missing, a header is damaged, the index names what is not
+            there, or the hub cannot be reached.
+        UnreadableAfarError: They are PyTorch files.
+    """
+    try:
+        index, files = checkpoints.weight_files(found.sizes)
+    except CheckpointError as e:
+        raise CheckpointError(f"{found}: {e.message}", remedy=e.remedy) from e
+    if index not in (None, SAFETENSORS_INDEX) or not all(f.endswith(".safetensors") for f in files):
+        raise UnreadableAfarError(
+            f"{found.repo} has no safetensors, and headers of other files cannot be read afar",
+            remedy="download the checkpoint and name its folder",
+        )
+    progress("reading the headers of the weights")
+    named: Mapping[str, str] = {}
+    if index:
+        named = checkpoints.index_shards(_text(found, index))
+        files = tuple(sorted(set(named.values())))
+    tensors = _headers(found, index, files)
+    if index and named.keys() != tensors.keys():
+        differing = sorted(named.keys() ^ tensors.keys())
+        raise CheckpointError(
+            f"{found}: {index} and the weight files do not agree on {listing(differing)}",
+            remedy="report it to the repo's owner, or pass another --revision",
+        )
+    texts = sorted(n for n in found.sizes if n in TEXT_FILES or n == CONFIG)
+    return Checkpoint(
+        source=str(found),
+        folder=Path(),
+        config=config,
+        tensors=tensors,
+        files=(*texts, *([index] if index else []), *files),
+    )
+
+
+def license_of(card: Any) -> str:
+    """Returns the name of the licence that a repo's card states, or `unknown`."""
+    name = getattr(card, "license", None)
+    # `other` says nothing; the card then names the licence in a field of its own.
+    if name == "other":
+        name = getattr(card, "license_name", None) or name
+    # It goes into a README as it is.
+    is_name = isinstance(name, str) and re.fullmatch(r"[\w.+-]+", name, re.ASCII)
+    return str(name) if is_name else "unknown"
+
+
+def _described(repo: str, revision: str, info: ModelInfo) -> RemoteRepo:
+    sizes = {s.rfilename: s.size or 0 for s in info.siblings or []}
+    license_name = license_of(info.card_data)
+    return RemoteRepo(repo, revision, str(info.sha), license_name, bool(info.gated), sizes)
+
+
+def _text(found: RemoteRepo, name: str) -> Path:
+    """Fetches a small file through the client's cache."""
+    from huggingface_hub import hf_hub_download
+
+    if found.sizes[name] > _LONGEST_TEXT_BYTES:
+        raise CheckpointError(
+            f"{found}: {name} has {found.sizes[name]} bytes",
+            remedy="do not use this checkpoint: no model needs such a file",
+        )
+    try:
+        return Path(hf_hub_download(found.repo, name, revision=found.commit))
+    except Exception as e:
+        _explain(found, e)
+
+
+def _explain(found: RemoteRepo, error: Exception) -> NoReturn:
+    from huggingface_hub.errors import GatedRepoError
+
+    if isinstance(error, EdgezooError):
+        raise error
+    told = explain(error, found.repo, found.revision)
+    if isinstance(error, GatedRepoError):
+        told = GatedError(told.message, remedy=told.remedy)
+    raise told from error
+
+
+def _headers(
+    found: RemoteRepo, index: str | None, files: tuple[str, ...]
+) -> dict[str, StoredTensor]:
+    absent = [f for f in files if f not in found.sizes]
+    if absent:
+        raise CheckpointError(
+            f"{found}: {index} names {listing(absent)}, which the repo lacks",
+            remedy="report it to the repo's owner, or pass another --revision",
+        )
+    if len(files) > _MOST_FILES:
+        raise CheckpointError(
+            f"{found}: {len(files)} weight files, more than {_MOST_FILES}",
+            remedy="download the checkpoint and name its folder",
+        )
+    tensors: dict[str, StoredTensor] = {}
+    with ThreadPoolExecutor(_AT_A_TIME) as pool:
+        for file, held in zip(files, pool.map(lambda f: _header(found, f), files), strict=True):
+            if twice := tensors.keys() & held.keys():
+                raise CheckpointError(
+                    f"{found}: {file} holds tensors of another file: {listing(sorted(twice))}",
+                    remedy="report it to the repo's owner, or pass another --revision",
+                )
+            tensors.update(held)
+    return tensors
+
+
+def _header(found: RemoteRepo, file: str) -> dict[str, StoredTensor]:
+    size = found.sizes[file]
+
+    def refuse(name: str) -> NoReturn:
+        raise CheckpointError(
+            f"{found}: {name} was not downloaded", remedy="download the checkpoint first"
+        )
+
+    try:
+        first = _range(found, file, 0, min(size, FIRST_BYTES))
+        length = header_length(first[:PREFIX_BYTES], size)
+        if length > _LONGEST_HEADER_BYTES:
+            raise ValueError(f"a header of {length} bytes")
+        end = PREFIX_BYTES + length
+        if end > len(first):
+            first += _range(found, file, len(first), end)
+        return parse_safetensors(first[PREFIX_BYTES:end], size, file, refuse)
+    except (ValueError, RecursionError) as e:
+        raise CheckpointError(
+            f"{found}: {file} is no readable safetensors file: {e}",
+            remedy="report it to the repo's owner, or choose another revision",
+        ) from e
+    except Exception as e:
+        _explain(found, e)
+
+
+def _range(found: RemoteRepo, file: str, start: int, stop: int) -> bytes:
+    """Fetches bytes `start` to `stop` of a file, and never more, whatever the server sends."""
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub import utils
+
+    if start == stop:
+        return b""
+    url = hf_hub_url(found.repo, file, revision=found.commit)
+    headers = {**utils.build_hf_headers(), "Range": f"bytes={start}-{stop - 1}"}
+    headers["Accept-Encoding"] = "identity"
+    content = bytearray()
+    request = utils.http_stream_backoff(
+        "GET", url, headers=headers, max_retries=_RETRIES, timeout=hub.TIMEOUT_S
+    )
+    with request as response:
+        utils.hf_raise_for_status(response)
+        # A server that knows no ranges sends the file from its beginning.
+        skipped = start if response.status_code == 200 else 0
+        for chunk in response.iter_bytes(1 << 14):
+            content += chunk
+            if len(content) >= skipped + stop - start:
+                break
+    content = content[skipped : skipped + stop - start]
+    if len(content) < stop - start:
+        raise ValueError(f"the hub sent {len(content)} bytes of {stop - start}")
+    return bytes(content)
