@@ -18,19 +18,24 @@ from edgezoo_core.types import Progress, silent
 __all__ = ["Engine", "Outcome", "Run", "Store", "local_engine", "open_run", "ray_engine"]
 
 
-def open_run(path: Path, store: Store, *, jobs: int, progress: Progress = silent) -> Run:
+def open_run(
+    path: Path, store: Store, *, jobs: int | None = None, progress: Progress = silent
+) -> Run:
     """Plans a matrix, and finds what of it is in the store already.
 
     Args:
         path: ZOO.toml.
         store: Where artifacts go.
-        jobs: Workers that trace side by side in one task.
+        jobs: Workers that trace side by side in one task; None takes each task's share of this
+            machine's cores.
         progress: Told of each stage.
 
     Raises:
         BatchError: The matrix is malformed, or the store cannot be read.
     """
-    run = Run(tasks.plan(matrix.read(path), jobs=jobs, progress=progress), store)
+    cells = matrix.read(path)
+    share = jobs or max(1, cpus.usable() // len(cells))
+    run = Run(tasks.plan(cells, jobs=share, progress=progress), store, share)
     run.look(progress)
     return run
 
@@ -62,8 +67,8 @@ def local_engine(
     return Local(max(1, min(processes or cpus.usable(), budget // peak, len(run.left))))
 
 
-def ray_engine(run: Run, address: str, *, jobs: int, progress: Progress = silent) -> Engine:
+def ray_engine(run: Run, address: str, *, progress: Progress = silent) -> Engine:
     """Connects to a Ray cluster; see `edgezoo_core.batch.on_ray.OnRay`."""
     from edgezoo_core.batch.on_ray import OnRay
 
-    return OnRay(address, run.plan, jobs, progress)
+    return OnRay(address, run.left, run.jobs, progress)

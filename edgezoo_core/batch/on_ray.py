@@ -11,7 +11,7 @@ from typing import Any
 
 from edgezoo_core import compiler, errors, plugins
 from edgezoo_core.batch import making
-from edgezoo_core.batch.tasks import Plan, Planned
+from edgezoo_core.batch.tasks import Planned
 from edgezoo_core.errors import BatchError, EdgezooError, listing
 from edgezoo_core.types import Progress, silent
 
@@ -26,7 +26,7 @@ class OnRay:
 
     Args:
         address: As `ray.init` takes it; `local` starts a cluster on this machine alone.
-        plan: What will be submitted: nodes must have room for it, and its versions.
+        left: What will be submitted: nodes must have room for it, and its versions.
         jobs: CPUs that a task is given.
         progress: Told of each stage.
 
@@ -37,7 +37,9 @@ class OnRay:
 
     is_shared_disk = False
 
-    def __init__(self, address: str, plan: Plan, jobs: int, progress: Progress = silent) -> None:
+    def __init__(
+        self, address: str, left: Sequence[Planned], jobs: int, progress: Progress = silent
+    ) -> None:
         # Read when ray is imported, and by what it starts.
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
         try:
@@ -61,9 +63,9 @@ class OnRay:
         try:
             list_nodes: Any = ray.nodes
             nodes = [n for n in list_nodes() if n["Alive"] and n["Resources"].get("CPU")]
-            self._refuse_large(plan, nodes)
+            self._refuse_large(left, nodes)
             progress("comparing versions")
-            self._refuse_other_versions(plan, nodes)
+            self._refuse_other_versions(left, nodes)
         except BaseException:
             ray.shutdown()
             raise
@@ -92,9 +94,9 @@ class OnRay:
                 self._ray.cancel(reference, force=True)
         self._ray.shutdown()
 
-    def _refuse_large(self, plan: Plan, nodes: Sequence[Mapping[str, Any]]) -> None:
+    def _refuse_large(self, left: Sequence[Planned], nodes: Sequence[Mapping[str, Any]]) -> None:
         # Ray would wait for ever for a node that has room.
-        for planned in plan.planned:
+        for planned in left:
             peak = planned.forecast.peak_memory_bytes
             if not any(
                 n["Resources"].get("memory", 0) >= peak and n["Resources"]["CPU"] >= self._jobs
@@ -106,7 +108,9 @@ class OnRay:
                     remedy="pass a smaller --jobs, or add a larger node",
                 )
 
-    def _refuse_other_versions(self, plan: Plan, nodes: Sequence[Mapping[str, Any]]) -> None:
+    def _refuse_other_versions(
+        self, left: Sequence[Planned], nodes: Sequence[Mapping[str, Any]]
+    ) -> None:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         probe = self._ray.remote(num_cpus=0)(_versions)
@@ -116,9 +120,7 @@ class OnRay:
             ).remote()
             for n in nodes
         }
-        expected = {
-            p.task.inputs["model"]["family"]: p.task.inputs["versions"] for p in plan.planned
-        }
+        expected = {p.task.inputs["model"]["family"]: p.task.inputs["versions"] for p in left}
         for name, reference in asked.items():
             try:
                 found = self._ray.get(reference, timeout=_PROBE_S)

@@ -76,12 +76,14 @@ class Run:
     """A matrix on its way.
 
     Attributes:
+        jobs: Workers that trace side by side in one task.
         outcomes: By name of task; those that are missing were not begun.
         is_interrupted: Whether Ctrl-C ended it early.
     """
 
     plan: Plan
     store: Store
+    jobs: int
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     is_interrupted: bool = False
 
@@ -96,52 +98,46 @@ class Run:
             name = planned.task.name
             if record := self.store.find(planned.task):
                 self.outcomes[name] = Outcome(name, "already there", record)
-        for refused in self.plan.refused:
-            self.outcomes[str(refused.cell)] = Outcome(
-                str(refused.cell), "failed", error=refused.error
-            )
 
     @property
     def left(self) -> list[Planned]:
         """What `look` did not find."""
         return [p for p in self.plan.planned if p.task.name not in self.outcomes]
 
-    def make(self, engine: Engine, jobs: int, progress: Progress = silent) -> None:
+    def make(self, engine: Engine, progress: Progress = silent) -> None:
         """Makes what is left. A task that fails stops no other; Ctrl-C ends what runs.
 
         Args:
             engine: What runs tasks; closed at the end.
-            jobs: Workers that trace side by side in one task.
             progress: Told of each end.
         """
         try:
             with contextlib.closing(engine):
-                self._follow(
-                    engine, _steps(self.left, with_fetch=engine.is_shared_disk), jobs, progress
-                )
+                self._follow(engine, progress)
         except KeyboardInterrupt:
             self.is_interrupted = True
 
     def all(self) -> list[Outcome]:
         """Returns an outcome for each task, in the order of the matrix."""
-        names = [p.task.name for p in self.plan.planned] + [str(r.cell) for r in self.plan.refused]
-        return [self.outcomes.get(name) or Outcome(name, "not done") for name in names]
+        names = [planned.task.name for planned in self.plan.planned]
+        return [
+            *(self.outcomes.get(name) or Outcome(name, "not done") for name in names),
+            *(Outcome(str(r.cell), "failed", error=r.error) for r in self.plan.refused),
+        ]
 
-    def _follow(
-        self, engine: Engine, steps: Iterable[_Step], jobs: int, progress: Progress
-    ) -> None:
+    def _follow(self, engine: Engine, progress: Progress) -> None:
         running: dict[Future[dict[str, Any]], _Step] = {}
 
         def begin(step: _Step) -> None:
             request: dict[str, Any] = {"task": step.planned.task.to_json()}
             if step.stage == "make":
-                request |= {"store": self.store.url, "jobs": jobs}
+                request |= {"store": self.store.url, "jobs": self.jobs}
             running[engine.submit(step.stage, step.planned, request)] = step
 
-        for step in steps:
+        for step in _steps(self.left, with_fetch=engine.is_shared_disk):
             begin(step)
         while running:
-            progress(f"{len(self.outcomes)} of {len(self.all())} cells done")
+            progress(f"{len(self.outcomes)} of {len(self.plan.planned)} cells done")
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
                 step = running.pop(future)
@@ -178,7 +174,7 @@ class Run:
     def _note(self, outcome: Outcome) -> None:
         self.outcomes[outcome.name] = outcome
         told = f": {outcome.error.message}" if outcome.error else ""
-        level = logging.ERROR if outcome.error else logging.INFO
+        level = logging.WARNING if outcome.error else logging.INFO
         logger.log(level, "%s: %s%s", outcome.name, outcome.state, told)
 
 

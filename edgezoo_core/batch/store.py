@@ -46,9 +46,8 @@ class Store:
 
     def __init__(self, url: str) -> None:
         try:
-            self._files, self._root = fsspec.core.url_to_fs(str(Path(url).expanduser()))
-            if "://" in url:
-                self._files, self._root = fsspec.core.url_to_fs(url)
+            location = url if "://" in url else str(Path(url).expanduser().absolute())
+            self._files, self._root = fsspec.core.url_to_fs(location)
         except (ImportError, ValueError) as e:
             raise BatchError(
                 f"{url} cannot be opened: {e}",

@@ -101,11 +101,6 @@ class Plan:
     planned: tuple[Planned, ...]
     refused: tuple[Refused, ...]
 
-    @property
-    def peak_memory_bytes(self) -> int:
-        """Memory of the largest task."""
-        return max((p.forecast.peak_memory_bytes for p in self.planned), default=0)
-
 
 def plan(cells: Sequence[Cell], *, jobs: int, progress: Progress = silent) -> Plan:
     """Plans a matrix: asks the hub, reads configs and, of folders, every byte.

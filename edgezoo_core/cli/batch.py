@@ -51,9 +51,8 @@ class _Size(click.ParamType[int]):
 @click.option(
     "--jobs",
     type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    help="Workers of one conversion that trace side by side; on Ray, its CPUs.",
+    help="Workers of one conversion that trace side by side.  [default: its share of the cores; on"
+    " Ray 1, and as many CPUs]",
 )
 @click.option(
     "--address",
@@ -75,7 +74,7 @@ def batch_command(
     dry_run: bool,
     workers: int | None,
     memory: int | None,
-    jobs: int,
+    jobs: int | None,
     address: str | None,
     page: Path | None,
     as_json: bool,
@@ -93,13 +92,15 @@ def batch_command(
         from edgezoo_core import batch
         from edgezoo_core.batch import report as reports
 
+        if address:
+            jobs = jobs or 1
         run = batch.open_run(matrix, batch.Store(output), jobs=jobs, progress=stages)
         if dry_run:
             stages.done()
             _print_plan(run, as_json=as_json)
             return
         if run.left:
-            run.make(_engine(run, address, workers, memory, jobs, stages), jobs, stages)
+            run.make(_engine(run, address, workers, memory, stages), stages)
         stages("writing the report")
         report = reports.to_json(run)
         reports.keep(run, report)
@@ -124,13 +125,12 @@ def _engine(
     address: str | None,
     workers: int | None,
     memory: int | None,
-    jobs: int,
     progress: Progress,
 ) -> Engine:
     from edgezoo_core import batch
 
     if address:
-        return batch.ray_engine(run, address, jobs=jobs, progress=progress)
+        return batch.ray_engine(run, address, progress=progress)
     return batch.local_engine(run, processes=workers, memory_bytes=memory)
 
 
