@@ -43,15 +43,30 @@ class Order:
 
     def path(self, kv_cache_length: int) -> Path:
         """Returns where the file goes; it must be free unless replacing was asked for."""
-        path = self.output.expanduser().resolve()
-        if path.suffix != ".tflite":
-            name = self.source.target.name
-            path /= artifact.file_name(name, self.job.recipe.name, kv_cache_length)
+        name, recipe = self.source.target.name, self.job.recipe.name
+        path = output_path(self.output, name, recipe, kv_cache_length)
         if not self.force:
-            artifact.refuse_existing(path)
-            if self.with_bundle:
-                bundle.refuse_existing(bundle.default_path(path))
+            refuse_existing(path, with_bundle=self.with_bundle)
         return path
+
+
+def output_path(output: Path, name: str, recipe: str, kv_cache_length: int) -> Path:
+    """Returns where a file goes: `output` itself if it ends in .tflite, else a file in it."""
+    path = output.expanduser().resolve()
+    if path.suffix == ".tflite":
+        return path
+    return path / artifact.file_name(name, recipe, kv_cache_length)
+
+
+def refuse_existing(path: Path, *, with_bundle: bool) -> None:
+    """Checks that nothing stands where a file and its bundle go.
+
+    Raises:
+        ArtifactError: Something does.
+    """
+    artifact.refuse_existing(path)
+    if with_bundle:
+        bundle.refuse_existing(bundle.default_path(path))
 
 
 @dataclass(frozen=True, slots=True)

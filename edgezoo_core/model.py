@@ -12,8 +12,8 @@ import torch
 from edgezoo_core import architecture, mapping
 from edgezoo_core.checkpoint import Checkpoint
 from edgezoo_core.config import CHANGES_MATHEMATICS, Config
-from edgezoo_core.errors import ConversionError, PluginError, listing
-from edgezoo_core.shapes import SignatureOptions
+from edgezoo_core.errors import PluginError, listing
+from edgezoo_core.shapes import SignatureOptions, check_context
 from edgezoo_core.types import LazyTensor, Model, Progress, silent
 
 if TYPE_CHECKING:
@@ -130,13 +130,7 @@ def prepare(authored: AuthoredModel, options: SignatureOptions) -> None:
     Raises:
         ConversionError: The KV cache is longer than the model's context.
     """
-    context = authored.context_length
-    if options.kv_cache_length > context:
-        raise ConversionError(
-            f"a KV cache of {options.kv_cache_length} slots is longer than the model's context of"
-            f" {context} tokens",
-            remedy=f"pass --kv-cache {context} or less",
-        )
+    check_context(options, authored.context_length)
     # The author does not know the KV length; a mask that is an input needs no cache.
     module: Any = authored.module
     architecture.drop_idle_windows(module, options.kv_cache_length)

@@ -169,6 +169,13 @@ def open_headers(
     )
 
 
+def is_cached(found: RemoteRepo, name: str) -> bool:
+    """Says whether a file of the repo is in the client's cache already."""
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(found.repo, name, revision=found.commit), str)
+
+
 def license_of(card: Any) -> str:
     """Returns the name of the licence that a repo's card states, or `unknown`."""
     name = getattr(card, "license", None)
@@ -266,20 +273,21 @@ def _header(found: RemoteRepo, file: str) -> dict[str, StoredTensor]:
 
 def _range(found: RemoteRepo, file: str, start: int, stop: int) -> bytes:
     """Fetches bytes `start` to `stop` of a file, and never more, whatever the server sends."""
-    from huggingface_hub import hf_hub_url
-    from huggingface_hub import utils
+    from huggingface_hub import hf_hub_url, utils
+
+    client: Any = utils  # documented there, but not exported in so many words
 
     if start == stop:
         return b""
     url = hf_hub_url(found.repo, file, revision=found.commit)
-    headers = {**utils.build_hf_headers(), "Range": f"bytes={start}-{stop - 1}"}
+    headers = {**client.build_hf_headers(), "Range": f"bytes={start}-{stop - 1}"}
     headers["Accept-Encoding"] = "identity"
     content = bytearray()
-    request = utils.http_stream_backoff(
+    request = client.http_stream_backoff(
         "GET", url, headers=headers, max_retries=_RETRIES, timeout=hub.TIMEOUT_S
     )
     with request as response:
-        utils.hf_raise_for_status(response)
+        client.hf_raise_for_status(response)
         # A server that knows no ranges sends the file from its beginning.
         skipped = start if response.status_code == 200 else 0
         for chunk in response.iter_bytes(1 << 14):

@@ -75,3 +75,17 @@ def complete(shapes: Shapes, base: SignatureOptions, context_length: int) -> Sig
         kv_layout=shapes.kv_layout or base.kv_layout,
         mask_as_input=base.mask_as_input if shapes.mask_as_input is None else shapes.mask_as_input,
     )
+
+
+def check_context(options: SignatureOptions, context_length: int) -> None:
+    """Checks the cache against the model's context, in tokens.
+
+    Raises:
+        ConversionError: The KV cache is longer.
+    """
+    if options.kv_cache_length > context_length:
+        raise ConversionError(
+            f"a KV cache of {options.kv_cache_length} slots is longer than the model's context of"
+            f" {context_length} tokens",
+            remedy=f"pass --kv-cache {context_length} or less",
+        )

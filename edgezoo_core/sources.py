@@ -97,7 +97,7 @@ class Prospect:
         target: What the user named.
         commit: The hub's commit, None for a folder.
         repo: What the hub says; None for a folder, or where the hub cannot be reached.
-        folder: The files, if all of them are here already.
+        checkpoint: The files, if all of them are here already.
         fields: config.json, None where there is none.
         refusal: Why the config could not be read though the repo is there: it is gated.
     """
@@ -105,7 +105,7 @@ class Prospect:
     target: Target
     commit: str | None
     repo: RemoteRepo | None
-    folder: Path | None
+    checkpoint: Checkpoint | None
     fields: Mapping[str, Any] | None
     refusal: CheckpointError | None = None
 
@@ -121,9 +121,11 @@ class Prospect:
             CheckpointError: The weights are missing or damaged.
             edgezoo_core.remote.UnreadableAfarError: Their headers cannot be read from here.
         """
-        if self.folder is None and self.repo is not None:
-            return remote.open_headers(self.repo, self.fields, progress=progress)
-        return checkpoints.open_folder(Path(str(self.folder)), self.name)
+        if self.checkpoint is not None:
+            return self.checkpoint
+        if self.repo is None:
+            raise hub.not_cached(str(self.target.repo), self.target.revision)
+        return remote.open_headers(self.repo, self.fields, progress=progress)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,14 +153,14 @@ def look(
     """
     target = targets.parse(text, plugins.discover(), revision=revision, card=card)
     if target.folder:
-        fields = checkpoints.open_folder(target.folder).config
-        return Prospect(target, None, None, target.folder, fields)
+        checkpoint = checkpoints.open_folder(target.folder)
+        return Prospect(target, None, None, checkpoint, checkpoint.config)
     name = str(target.repo)
     repo = remote.look(name, target.revision, progress=progress)
     snapshot = hub.cached(name, repo.commit if repo else target.revision)
     if snapshot:
-        fields = checkpoints.read_config(snapshot.folder)
-        return Prospect(target, snapshot.commit, repo, snapshot.folder, fields)
+        checkpoint = checkpoints.open_folder(snapshot.folder, f"{name}@{snapshot.commit}")
+        return Prospect(target, snapshot.commit, repo, checkpoint, checkpoint.config)
     if repo is None:
         raise hub.not_cached(name, target.revision)
     try:
@@ -199,18 +201,20 @@ def fetch(prospect: Prospect, settled: Settled, *, progress: Progress = silent) 
     Raises:
         CheckpointError: They cannot be had, or are damaged.
     """
-    folder = prospect.folder
-    if prospect.repo:
+    if prospect.repo is None:
+        checkpoint = prospect.open()
+    else:
         # Also where the weights are here: the cache notes the commit, and gets texts that it lacks.
-        hub.pull_texts(prospect.repo.repo, prospect.repo.revision, progress=progress)
-    if folder is None:
-        repo = str(prospect.target.repo)
-        folder = hub.pull(repo, str(prospect.commit), progress=progress).folder
+        repo = prospect.repo
+        snapshot = hub.pull_texts(repo.repo, repo.revision, progress=progress)
+        if prospect.checkpoint is None:
+            snapshot = hub.pull(repo.repo, repo.commit, progress=progress)
+        checkpoint = checkpoints.open_folder(snapshot.folder, prospect.name)
     return Source(
         prospect.target,
         settled.plugin,
         settled.model,
-        checkpoints.open_folder(folder, prospect.name),
+        checkpoint,
         settled.config,
         prospect.commit,
     )
@@ -238,7 +242,7 @@ def obtain(
     """
     prospect = look(text, revision=revision, card=card, progress=progress)
     settled = settle(prospect, family=family)
-    if prospect.folder is None:
+    if prospect.checkpoint is None:
         # What the config rules out is told before any weight is downloaded.
         context_length(settled, progress)
     return fetch(prospect, settled, progress=progress)
@@ -269,7 +273,7 @@ def find_adapter(text: str, progress: Progress = silent) -> tuple[str, float, st
     """Brings an adapter's files here.
 
     Args:
-        text: A folder or `org/name[@revision]`, with `=WEIGHT` behind it if not 1.
+        text: See `parse_adapter`.
         progress: Told of each stage.
 
     Returns:
@@ -279,6 +283,21 @@ def find_adapter(text: str, progress: Progress = silent) -> tuple[str, float, st
         TargetError: The weight is no number, or the folder is not there.
         CheckpointError: The adapter cannot be obtained.
     """
+    name, factor = parse_adapter(text)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return str(folder), factor, str(folder)
+    repo, _, revision = name.partition("@")
+    snapshot = hub.pull_adapter(repo, revision or "main", progress=progress)
+    return str(snapshot.folder), factor, f"{repo}@{snapshot.commit}"
+
+
+def parse_adapter(text: str) -> tuple[str, float]:
+    """Splits `FOLDER` or `org/name[@revision]`, with `=WEIGHT` behind it if not 1.
+
+    Raises:
+        TargetError: The weight is no number, or the folder is not there.
+    """
     name, _, weight = text.rpartition("=") if "=" in text else (text, "", "1")
     try:
         factor = float(weight)
@@ -286,14 +305,9 @@ def find_adapter(text: str, progress: Progress = silent) -> tuple[str, float, st
         raise TargetError(
             f"--adapter {text}: {weight!r} is no number", remedy="write FOLDER=0.5, say"
         ) from e
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return str(folder), factor, str(folder)
-    if name.startswith((".", "/", "~")):
+    if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
         raise TargetError(f"--adapter {name}: no such folder", remedy="check the path")
-    repo, _, revision = name.partition("@")
-    snapshot = hub.pull_adapter(repo, revision or "main", progress=progress)
-    return str(snapshot.folder), factor, f"{repo}@{snapshot.commit}"
+    return name, factor
 
 
 def text_folder(converted: Artifact, progress: Progress = silent) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -9,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgezoo_core import artifact, bundle, compiler, engines
+from edgezoo_core import artifact, bundle, compiler, engines, planning
 from edgezoo_core import recipe as recipes
 from edgezoo_core import tokenizer as tokenizers
 from edgezoo_core.artifact import Artifact
@@ -17,14 +18,17 @@ from edgezoo_core.checkpoint import SourceFile
 from edgezoo_core.compiler import workers
 from edgezoo_core.engines import Engine
 from edgezoo_core.errors import ArtifactError
+from edgezoo_core.planning import Plan
 from edgezoo_core.plugins import Plugin
 from edgezoo_core.shapes import Shapes
-from edgezoo_core.sources import Source, obtain, open_adapters
+from edgezoo_core.sources import Source, fetch, look, open_adapters, settle
 from edgezoo_core.stopwatch import Stopwatch, peak_memory_bytes
 from edgezoo_core.types import Progress, Recipe, silent
 
 if TYPE_CHECKING:
     from edgezoo_core.adapter_merging import AdapterSet
+
+logger = logging.getLogger(__name__)
 
 #: Distributions whose versions shape an artifact.
 VERSIONED = ("edgezoo-core", *compiler.VERSIONED)
@@ -91,15 +95,34 @@ def convert(
     """
     watch = Stopwatch(progress)
     asked = recipes.resolve(recipe) if recipe else None
-    source = obtain(text, revision=revision, family=family, card=card, progress=watch)
-    card_default = source.target.card.default_recipe if source.target.card else recipes.DEFAULT
+    prospect = look(text, revision=revision, card=card, progress=watch)
+    wanted = planning.request(
+        prospect,
+        recipe=asked,
+        shapes=shapes,
+        output=output,
+        force=force,
+        family=family,
+        adapters=adapters,
+        engine=engine,
+        jobs=jobs,
+        use_cache=use_cache,
+        with_bundle=with_bundle,
+    )
+    # Names are mapped to headers before weights are downloaded. Where these are here, the workers
+    # that trace do it anyway, before they trace.
+    plan = planning.examine(
+        text, prospect, wanted, is_full=prospect.checkpoint is None, progress=watch
+    )
+    _heed(plan)
+    source = fetch(prospect, settle(prospect, family=family), progress=watch)
     order = engines.Order(
-        source.job(asked or recipes.resolve(card_default), shapes or Shapes()),
+        source.job(wanted.recipe, wanted.shapes),
         source,
         open_adapters(adapters, source, watch) if adapters else None,
         output,
         force,
-        jobs or workers.default_jobs(),
+        wanted.jobs,
         use_cache,
         with_bundle and has_tokenizer(source.checkpoint.folder),
     )
@@ -123,6 +146,17 @@ def convert_source(
     jobs = jobs or workers.default_jobs()
     order = engines.Order(job, source, adapters, output, False, jobs, True, with_bundle)
     return _carry_out(order, engine, Stopwatch(progress))
+
+
+def _heed(plan: Plan) -> None:
+    """Logs what a plan warns of, and stops at its errors."""
+    for finding in plan.findings:
+        # What the config's reader warns of is told by the conversion itself.
+        if finding.level == "warning" and finding.subject != "config":
+            logger.warning("%s", finding.message)
+    planning.refuse(plan)
+    if plan.download_bytes:
+        logger.info("%.2f GB to download", plan.download_bytes / 1e9)
 
 
 def has_tokenizer(folder: Path) -> bool:

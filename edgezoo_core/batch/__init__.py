@@ -9,25 +9,35 @@ from pathlib import Path
 
 from edgezoo_core import cpus
 from edgezoo_core.batch import matrix, tasks
+from edgezoo_core.batch.forecast import Circumstances
 from edgezoo_core.batch.running import Engine, Outcome, Run
 from edgezoo_core.batch.store import Store
 from edgezoo_core.compiler import workers
 from edgezoo_core.errors import BatchError
+from edgezoo_core.planning import costs, resources
 from edgezoo_core.types import Progress, silent
 
 __all__ = ["Engine", "Outcome", "Run", "Store", "local_engine", "open_run", "ray_engine"]
 
 
 def open_run(
-    path: Path, store: Store, *, jobs: int | None = None, progress: Progress = silent
+    path: Path,
+    store: Store,
+    *,
+    jobs: int | None = None,
+    is_here: bool = True,
+    is_full: bool = False,
+    progress: Progress = silent,
 ) -> Run:
-    """Plans a matrix, and finds what of it is in the store already.
+    """Finds what of a matrix is in the store already, and plans the rest.
 
     Args:
         path: ZOO.toml.
         store: Where artifacts go.
         jobs: Workers that trace side by side in one task; None takes each task's share of this
             machine's cores.
+        is_here: Whether this machine will make it.
+        is_full: Whether workers author the modules, so that nothing is found out later.
         progress: Told of each stage.
 
     Raises:
@@ -35,8 +45,12 @@ def open_run(
     """
     cells = matrix.read(path)
     share = jobs or max(1, cpus.usable() // len(cells))
-    run = Run(tasks.plan(cells, jobs=share, progress=progress), store, share)
+    run = Run(tasks.prepare(cells, progress), store, share)
     run.look(progress)
+    progress("planning")
+    output = resources.existing(store.disk)
+    speed = costs.probe(output)
+    run.plan(Circumstances(output, share, is_here, is_full, speed), progress)
     return run
 
 

@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from edgezoo_core.batch import making
-from edgezoo_core.batch.tasks import Planned
+from edgezoo_core.batch.forecast import Planned
 from edgezoo_core.compiler.workers import Brake
 
 

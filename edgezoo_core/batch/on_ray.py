@@ -11,7 +11,7 @@ from typing import Any
 
 from edgezoo_core import compiler, errors, plugins
 from edgezoo_core.batch import making
-from edgezoo_core.batch.tasks import Planned
+from edgezoo_core.batch.forecast import Planned
 from edgezoo_core.errors import BatchError, EdgezooError, listing
 from edgezoo_core.types import Progress, silent
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import edgezoo_core
 from edgezoo_core.batch.running import Outcome, Run
-from edgezoo_core.batch.tasks import Planned
+from edgezoo_core.batch.tasks import Task
 
 #: Version of the report's layout.
 SCHEMA = 1
@@ -20,8 +20,8 @@ SCHEMA = 1
 
 def to_json(run: Run) -> dict[str, Any]:
     """Returns the report: what the matrix asked for, and what became of each cell."""
-    planned = {p.task.name: p for p in run.plan.planned}
-    cells = [_cell(outcome, planned.get(outcome.name)) for outcome in run.all()]
+    tasks = {task.name: task for task in run.matrix.tasks}
+    cells = [_cell(outcome, tasks.get(outcome.name)) for outcome in run.all()]
     return {
         "schema": SCHEMA,
         "edgezoo": edgezoo_core.__version__,
@@ -35,15 +35,23 @@ def to_json(run: Run) -> dict[str, Any]:
 
 def plan_to_json(run: Run) -> dict[str, Any]:
     """Returns what is there, what is to be made, and what that will probably take."""
-    planned = {p.task.name: p for p in run.plan.planned}
+    tasks = {task.name: task for task in run.matrix.tasks}
+    planned = {p.task.name: p for p in run.left}
     cells = [
         {
-            **_named(outcome, planned.get(outcome.name)),
+            **_named(outcome, tasks.get(outcome.name)),
             "forecast": asdict(planned[outcome.name].forecast) if outcome.name in planned else None,
         }
         for outcome in run.all()
     ]
-    return {"schema": SCHEMA, "store": run.store.url, "cells": cells}
+    downloads = {p.task.source: p.forecast.download_bytes for p in run.left}
+    return {
+        "schema": SCHEMA,
+        "store": run.store.url,
+        "jobs": run.jobs,
+        "download_bytes": sum(downloads.values()),
+        "cells": cells,
+    }
 
 
 def to_html(report: Mapping[str, Any]) -> str:
@@ -79,10 +87,10 @@ def rows(report: Mapping[str, Any]) -> Sequence[tuple[str, ...]]:
         (
             cell["name"],
             cell["state"],
-            _size(cell, "artifact"),
-            _size(cell, "bundle"),
-            f"{cell['seconds']:.1f}" if cell["files"] else "",
-            f"{cell['peak_memory_bytes'] / 1e9:.2f}" if cell["files"] else "",
+            _number(cell["files"].get("artifact", {}).get("size_bytes"), 1e6, 1),
+            _number(cell["files"].get("bundle", {}).get("size_bytes"), 1e6, 1),
+            _number(cell["seconds"], 1, 1),
+            _number(cell["peak_memory_bytes"], 1e9, 2),
             cell["verdict"] or "",
         )
         for cell in report["cells"]
@@ -90,31 +98,37 @@ def rows(report: Mapping[str, Any]) -> Sequence[tuple[str, ...]]:
 
 
 def plan_rows(plan: Mapping[str, Any]) -> Sequence[tuple[str, ...]]:
-    """Returns the table of a plan: name, what becomes of it, peak memory."""
-    return [
-        (
-            cell["name"],
-            "to be made" if cell["state"] == "not done" else cell["state"],
-            f"{cell['forecast']['peak_memory_bytes'] / 1e9:.2f}" if cell["forecast"] else "",
+    """Returns the table of a plan: name, what becomes of it, MB, seconds, peak memory."""
+    rows: list[tuple[str, ...]] = []
+    for cell in plan["cells"]:
+        state = "to be made" if cell["state"] == "not done" else cell["state"]
+        told = cell["forecast"] or {}
+        rows.append(
+            (
+                cell["name"],
+                state,
+                _number(told.get("artifact_bytes"), 1e6, 1),
+                _number(told.get("bundle_bytes") or None, 1e6, 1),
+                _number(told.get("seconds"), 1, 0),
+                _number(told.get("peak_memory_bytes"), 1e9, 2),
+            )
         )
-        for cell in plan["cells"]
-    ]
+    return rows
 
 
-PLAN_HEADER = ("CELL", "STATE", "PEAK GB")
+PLAN_HEADER = ("CELL", "STATE", "FILE MB", "BUNDLE MB", "SECONDS", "PEAK GB")
 HEADER = ("CELL", "STATE", "FILE MB", "BUNDLE MB", "SECONDS", "PEAK GB", "CERTIFICATE")
 
 
-def _size(cell: Mapping[str, Any], kind: str) -> str:
-    file = cell["files"].get(kind)
-    return f"{file['size_bytes'] / 1e6:.1f}" if file else ""
+def _number(value: float | None, unit: float, digits: int) -> str:
+    return "" if value is None else f"{value / unit:.{digits}f}"
 
 
-def _cell(outcome: Outcome, planned: Planned | None) -> dict[str, Any]:
+def _cell(outcome: Outcome, task: Task | None) -> dict[str, Any]:
     record = outcome.record or {}
     verification = record.get("verification")
     return {
-        **_named(outcome, planned),
+        **_named(outcome, task),
         "files": record.get("files", {}),
         "seconds": record.get("seconds"),
         "peak_memory_bytes": record.get("peak_memory_bytes"),
@@ -126,8 +140,8 @@ def _cell(outcome: Outcome, planned: Planned | None) -> dict[str, Any]:
     }
 
 
-def _named(outcome: Outcome, planned: Planned | None) -> dict[str, Any]:
-    task, error = planned.task if planned else None, outcome.error
+def _named(outcome: Outcome, task: Task | None) -> dict[str, Any]:
+    error = outcome.error
     source = f"@{task.commit}" if task and task.commit else ""
     return {
         "name": outcome.name,

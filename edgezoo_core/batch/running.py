@@ -9,8 +9,10 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from edgezoo_core.batch import forecast
+from edgezoo_core.batch.forecast import Circumstances, Planned
 from edgezoo_core.batch.store import Store
-from edgezoo_core.batch.tasks import Plan, Planned
+from edgezoo_core.batch.tasks import Matrix
 from edgezoo_core.errors import BatchError, EdgezooError
 from edgezoo_core.types import Progress, silent
 
@@ -76,14 +78,18 @@ class Run:
     """A matrix on its way.
 
     Attributes:
+        matrix: What is wanted.
+        store: Where it goes.
         jobs: Workers that trace side by side in one task.
+        left: What `look` did not find and `plan` did not refuse.
         outcomes: By name of task; those that are missing were not begun.
         is_interrupted: Whether Ctrl-C ended it early.
     """
 
-    plan: Plan
+    matrix: Matrix
     store: Store
     jobs: int
+    left: list[Planned] = field(default_factory=list)
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     is_interrupted: bool = False
 
@@ -94,15 +100,19 @@ class Run:
             BatchError: The store cannot be read.
         """
         progress(f"looking into {self.store.url}")
-        for planned in self.plan.planned:
-            name = planned.task.name
-            if record := self.store.find(planned.task):
-                self.outcomes[name] = Outcome(name, "already there", record)
+        for task in self.matrix.tasks:
+            if record := self.store.find(task):
+                self.outcomes[task.name] = Outcome(task.name, "already there", record)
 
-    @property
-    def left(self) -> list[Planned]:
-        """What `look` did not find."""
-        return [p for p in self.plan.planned if p.task.name not in self.outcomes]
+    def plan(self, where: Circumstances, progress: Progress = silent) -> None:
+        """Predicts what the rest takes; what cannot succeed has failed."""
+        for task in self.matrix.tasks:
+            if task.name not in self.outcomes:
+                prospect = self.matrix.prospects[task.name]
+                try:
+                    self.left.append(forecast.forecast(task, prospect, where, progress))
+                except EdgezooError as e:
+                    self._note(Outcome(task.name, "failed", error=e))
 
     def make(self, engine: Engine, progress: Progress = silent) -> None:
         """Makes what is left. A task that fails stops no other; Ctrl-C ends what runs.
@@ -119,10 +129,10 @@ class Run:
 
     def all(self) -> list[Outcome]:
         """Returns an outcome for each task, in the order of the matrix."""
-        names = [planned.task.name for planned in self.plan.planned]
+        names = [task.name for task in self.matrix.tasks]
         return [
             *(self.outcomes.get(name) or Outcome(name, "not done") for name in names),
-            *(Outcome(str(r.cell), "failed", error=r.error) for r in self.plan.refused),
+            *(Outcome(str(r.cell), "failed", error=r.error) for r in self.matrix.refused),
         ]
 
     def _follow(self, engine: Engine, progress: Progress) -> None:
@@ -137,7 +147,7 @@ class Run:
         for step in _steps(self.left, with_fetch=engine.is_shared_disk):
             begin(step)
         while running:
-            progress(f"{len(self.outcomes)} of {len(self.plan.planned)} cells done")
+            progress(f"{len(self.outcomes)} of {len(self.matrix.tasks)} cells done")
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
                 step = running.pop(future)

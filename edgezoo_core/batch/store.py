@@ -60,6 +60,8 @@ class Store:
             if self.is_local
             else Path(tempfile.gettempdir()) / f"edgezoo-batch-{getuid()}"
         )
+        #: A folder on the disk that files are made on; it need not be there yet.
+        self.disk = self._partial.parent
         #: What opens the same store elsewhere.
         self.url = self._root if self.is_local else self._files.unstrip_protocol(self._root)
 

@@ -9,11 +9,9 @@ from typing import Any
 
 from edgezoo_core import artifact, cache, checkpoint, compiler, hub, sources
 from edgezoo_core import recipe as recipes
-from edgezoo_core.batch import forecast
-from edgezoo_core.batch.forecast import Forecast
 from edgezoo_core.batch.matrix import Cell
 from edgezoo_core.compiler.job import recipe_from_json, recipe_to_json
-from edgezoo_core.errors import BatchError, EdgezooError
+from edgezoo_core.errors import BatchError, EdgezooError, listing
 from edgezoo_core.shapes import Shapes, complete
 from edgezoo_core.sources import Prospect, Settled
 from edgezoo_core.types import Progress, Recipe, silent
@@ -79,14 +77,6 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
-class Planned:
-    """A task, and what it will probably take."""
-
-    task: Task
-    forecast: Forecast
-
-
-@dataclass(frozen=True, slots=True)
 class Refused:
     """A cell that cannot even be planned."""
 
@@ -95,66 +85,70 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """A matrix, planned."""
+class Matrix:
+    """All tasks of a ZOO.toml.
 
-    planned: tuple[Planned, ...]
+    Attributes:
+        tasks: In its order.
+        prospects: By name of task, what is known of the source.
+        refused: Cells of which no task can be made.
+    """
+
+    tasks: tuple[Task, ...]
+    prospects: Mapping[str, Prospect]
     refused: tuple[Refused, ...]
 
 
-def plan(cells: Sequence[Cell], *, jobs: int, progress: Progress = silent) -> Plan:
-    """Plans a matrix: asks the hub, reads configs and, of folders, every byte.
+def prepare(cells: Sequence[Cell], progress: Progress = silent) -> Matrix:
+    """Finds out what each cell is made of: asks the hub, reads configs, hashes folders.
 
     Args:
         cells: See `edgezoo_core.batch.matrix.read`.
-        jobs: Workers that trace side by side in one task.
         progress: Told of each stage.
 
     Raises:
         BatchError: Two cells would write the same file.
     """
-    planner = _Planner(jobs, progress)
-    planned: dict[str, tuple[Cell, Planned]] = {}
+    preparing = _Preparing(progress)
+    found: dict[str, tuple[Cell, Task, Prospect]] = {}
     refused = []
     for cell in cells:
         try:
-            found = planner.plan(cell)
+            task, prospect = preparing.prepare(cell)
         except EdgezooError as e:
             refused.append(Refused(cell, e))
             continue
-        name = found.task.name
-        other = planned.setdefault(name, (cell, found))
-        if other[0] is not cell:
-            _refuse_same_name(name, other, (cell, found))
-    return Plan(tuple(found for _, found in planned.values()), tuple(refused))
-
-
-def _refuse_same_name(name: str, one: tuple[Cell, Planned], two: tuple[Cell, Planned]) -> None:
-    if one[1].task.digest == two[1].task.digest:
-        raise BatchError(
-            f"({one[0]}) and ({two[0]}) are one and the same: {name}", remedy="remove one of them"
-        )
-    parts = sorted(
-        key for key, value in one[1].task.inputs.items() if two[1].task.inputs.get(key) != value
+        other, same, _ = found.setdefault(task.name, (cell, task, prospect))
+        if other is not cell:
+            _refuse_same_name(other, same, cell, task)
+    return Matrix(
+        tuple(task for _, task, _ in found.values()),
+        {name: prospect for name, (_, _, prospect) in found.items()},
+        tuple(refused),
     )
+
+
+def _refuse_same_name(cell: Cell, task: Task, other: Cell, same: Task) -> None:
+    unlike = sorted(key for key, value in task.inputs.items() if same.inputs[key] != value)
+    if not unlike:
+        raise BatchError(f"({cell}) and ({other}) are the same", remedy="remove one of them")
     raise BatchError(
-        f"({one[0]}) and ({two[0]}) would both be written to {name}.tflite; they differ in"
-        f" {', '.join(parts)}",
+        f"({cell}) and ({other}) would both be written to {task.name}.tflite; they differ in"
+        f" {listing(unlike)}",
         remedy="give one of the [[models]] a `folder`, or a recipe file another `name`",
     )
 
 
-class _Planner:
-    """Plans one cell after the other; what several share is asked for once."""
+class _Preparing:
+    """Takes one cell after the other; what several share is asked for once."""
 
-    def __init__(self, jobs: int, progress: Progress) -> None:
-        self._jobs = jobs
+    def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._found: dict[tuple[str | None, ...], tuple[Prospect, Settled] | EdgezooError] = {}
         self._contexts: dict[str, int] = {}
         self._contents: dict[Path, Mapping[str, str]] = {}
 
-    def plan(self, cell: Cell) -> Planned:
+    def prepare(self, cell: Cell) -> tuple[Task, Prospect]:
         found, settled = self._look(cell)
         target = found.target
         card = target.card
@@ -195,7 +189,7 @@ class _Planner:
             source=source,
             graph=cache.digest({**shared, "base": asdict(job.base), "shapes": asdict(job.shapes)}),
         )
-        return Planned(task, forecast.forecast(self._jobs))
+        return task, found
 
     def _look(self, cell: Cell) -> tuple[Prospect, Settled]:
         asked = (cell.target, cell.revision, cell.family, cell.card)

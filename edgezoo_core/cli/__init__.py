@@ -19,6 +19,7 @@ COMMANDS = {
     "install": "install",
     "new-plugin": "new_plugin",
     "author": "author",
+    "plan": "plan",
     "convert": "convert",
     "batch": "batch",
     "verify": "verify",

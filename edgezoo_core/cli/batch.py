@@ -94,7 +94,14 @@ def batch_command(
 
         if address:
             jobs = jobs or 1
-        run = batch.open_run(matrix, batch.Store(output), jobs=jobs, progress=stages)
+        run = batch.open_run(
+            matrix,
+            batch.Store(output),
+            jobs=jobs,
+            is_here=not address,
+            is_full=dry_run,
+            progress=stages,
+        )
         if dry_run:
             stages.done()
             _print_plan(run, as_json=as_json)
@@ -143,6 +150,7 @@ def _print_plan(run: Run, *, as_json: bool) -> None:
         return
     lines = [tuple(plain(value) for value in row) for row in reports.plan_rows(plan)]
     click.echo(table(lines, reports.PLAN_HEADER))
+    click.echo(f"\nto download     {plan['download_bytes'] / 1e9:.2f} GB")
     _print_errors(plan)
 
 

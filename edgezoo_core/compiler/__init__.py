@@ -67,6 +67,19 @@ class Compiled:
     peak_memory_bytes: Mapping[str, int]
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What the cache has of a job already.
+
+    Attributes:
+        about: What the trace notes of the module (see `stages.trace`), None without one.
+        made: Program, signatures and recipe of the skeleton, None without one.
+    """
+
+    about: Mapping[str, Any] | None = None
+    made: Mapping[str, Any] | None = None
+
+
 @contextmanager
 def open_cache(*, is_kept: bool = True) -> Iterator[Cache]:
     """Gives the user's cache, or one that lasts as long as the block."""
@@ -101,6 +114,11 @@ def compile_job(
         CacheError: The cache cannot be written.
     """
     return _Compilation(job, plugin, checkpoint, cache, jobs, progress).run()
+
+
+def look_up(job: Job, plugin: Plugin, checkpoint: Checkpoint, cache: Cache) -> Kept:
+    """Returns what the cache has of a job; of the checkpoint, headers are enough."""
+    return _Compilation(job, plugin, checkpoint, cache, 1, silent).kept()
 
 
 class _Compilation:
@@ -146,6 +164,17 @@ class _Compilation:
             self._peaks,
         )
 
+    def kept(self) -> Kept:
+        """Looks into the cache and makes nothing."""
+        with suppress(FileNotFoundError):  # another process cleared the cache just now
+            if trace := self._found_trace():
+                about = json.loads(trace.path(TRACE).read_text(encoding="utf-8"))
+                skeleton = self._cache.get("skeleton", self._skeleton_parts(trace))
+                if skeleton is None:
+                    return Kept(about)
+                return Kept(about, json.loads(skeleton.path(PROGRAM).read_text(encoding="utf-8")))
+        return Kept()
+
     def _trace(self) -> Entry:
         if entry := self._found_trace():
             return entry
@@ -183,13 +212,16 @@ class _Compilation:
         return adding.entry
 
     def _skeleton(self, trace: Entry) -> Entry:
-        parts = {"trace": trace.key, "recipe": recipe_to_json(self._job.recipe)}
+        parts = self._skeleton_parts(trace)
         if entry := self._cache.get("skeleton", parts):
             self._from_cache.append("skeleton")
             return entry
         with self._cache.lock("skeleton", digest(parts), self._wait):
             entry = self._cache.get("skeleton", parts)
             return entry or self._make_skeleton(trace, parts)
+
+    def _skeleton_parts(self, trace: Entry) -> dict[str, Any]:
+        return {"trace": trace.key, "recipe": recipe_to_json(self._job.recipe)}
 
     def _make_skeleton(self, trace: Entry, parts: Mapping[str, Any]) -> Entry:
         with self._cache.adding("skeleton", parts) as adding:

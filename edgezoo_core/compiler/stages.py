@@ -15,6 +15,7 @@ from edgezoo_core import recipe as recipes
 from edgezoo_core.compiler.job import HEAD, PROGRAM, TRACE, Job, format_name
 from edgezoo_core.compiler.reading_stages import bench, pack, refer, score
 from edgezoo_core.compiler.schema import import_litert_torch
+from edgezoo_core.compiler.survey import describe, survey
 from edgezoo_core.errors import ConversionError, PluginError
 from edgezoo_core.hooks import LoadedPlugin
 from edgezoo_core.shapes import SignatureOptions, complete
@@ -91,18 +92,15 @@ def trace(
     # A recipe that does not fit is told before anything is traced.
     plugin.quant_recipe(asked.model, module, asked.recipe)
     about = {
-        "depth": len(getattr(module, "transformer_blocks", ())),
-        "context_length": authored.context_length,
+        **describe(module),
         "options": asdict(options),
         "reading": authored.config_reading,
         "account": authored.config_account,
         "warnings": list(authored.warnings),
-        "shapes": {n: list(p.shape) for n, p in module.named_parameters()},
         "sources": {
             n: [[s.name, s.start, s.stop] for s in _slices(n, w)]
             for n, w in authored.weights.items()
         },
-        "weights": [asdict(w) for w in recipes.weights(module)],
     }
     index, count = share
     traced = tracing.trace_model(
@@ -177,7 +175,8 @@ def litert(progress: Progress, job: Mapping[str, Any], output: str, scratch: str
 
 
 STAGES: Mapping[str, Callable[..., dict[str, Any]]] = {
-    f.__name__: f for f in (examine, author, trace, skeleton, litert, score, refer, pack, bench)
+    f.__name__: f
+    for f in (examine, survey, author, trace, skeleton, litert, score, refer, pack, bench)
 }
 
 

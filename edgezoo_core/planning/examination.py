@@ -1,0 +1,382 @@
+"""A prospect is held against a request: figures, and a finding for all that is in the way."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from edgezoo_core import engines, hub, remote, sources
+from edgezoo_core import tokenizer as tokenizers
+from edgezoo_core.cache import default_root
+from edgezoo_core.checkpoint import PYTORCH_SUFFIXES, TEXT_FILES, Checkpoint
+from edgezoo_core.compiler.job import Job
+from edgezoo_core.engines import Engine
+from edgezoo_core.errors import ArtifactError, CacheError, CheckpointError, EdgezooError
+from edgezoo_core.planning import costs, facts, resources, sizes
+from edgezoo_core.planning.costs import Speed, Work
+from edgezoo_core.planning.facts import Facts
+from edgezoo_core.planning.result import Finding, Plan
+from edgezoo_core.shapes import Shapes, SignatureOptions, check_context, complete
+from edgezoo_core.sources import Prospect, Settled
+from edgezoo_core.types import Progress, Recipe, silent
+
+#: A context for shapes where none is known.
+_LONG = 1 << 30
+#: Of the memory that processes together show, what they surely need: the rest they share.
+_UNSHARED = 0.7
+_ORDER = ("error", "warning", "note")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a conversion is asked for; see `edgezoo_core.zoo.convert`."""
+
+    recipe: Recipe
+    shapes: Shapes
+    output: Path
+    force: bool
+    family: str | None
+    adapters: tuple[str, ...]
+    engine: Engine
+    jobs: int
+    use_cache: bool
+    with_bundle: bool
+
+
+def examine(
+    text: str,
+    prospect: Prospect,
+    request: Request,
+    *,
+    is_full: bool,
+    speed: Speed | None = None,
+    progress: Progress = silent,
+) -> Plan:
+    """Plans a conversion.
+
+    Args:
+        text: What the user named.
+        prospect: What is known of it.
+        request: What is asked for.
+        is_full: Whether a worker authors the module and maps the names where the cache does not
+            know them; otherwise headers alone must do.
+        speed: This machine's; the reference machine's where nobody asks for the time.
+        progress: Told of each stage.
+
+    Raises:
+        EdgezooError: A worker died, or the hub cannot be reached any more.
+    """
+    return _Examination(text, prospect, request, speed or Speed(), progress).run(is_full=is_full)
+
+
+class _Examination:
+    """One plan in the making."""
+
+    def __init__(
+        self, text: str, prospect: Prospect, request: Request, speed: Speed, progress: Progress
+    ) -> None:
+        self._prospect = prospect
+        self._request = request
+        self._speed = speed
+        self._progress = progress
+        self._findings: list[Finding] = []
+        card, repo = prospect.target.card, prospect.repo
+        stated = repo.license if repo else "unknown"
+        self._plan = Plan(
+            target=text,
+            source=prospect.name,
+            family=None,
+            plugin=None,
+            commit=prospect.commit,
+            license=card.license if card and stated == "unknown" else stated,
+            is_gated=repo.is_gated if repo else bool(card and card.is_gated),
+            recipe=request.recipe.name,
+            engine=request.engine,
+        )
+
+    def run(self, *, is_full: bool) -> Plan:
+        """Collects figures as far as they can be had."""
+        checkpoint = self._open()
+        self._count_download(checkpoint)
+        settled = None
+        with self._finding("access" if self._prospect.refusal else "family"):
+            settled = sources.settle(self._prospect, family=self._request.family)
+        known = None
+        if settled:
+            self._tell(family=settled.plugin.family, plugin=str(settled.plugin))
+            known = self._learn(settled, checkpoint, is_full=is_full)
+        self._check_adapters()
+        if known and settled:
+            self._measure(known, settled, checkpoint)
+        else:
+            self._check_disks(None, 0)
+        found = sorted(self._findings, key=lambda f: _ORDER.index(f.level))
+        return replace(self._plan, findings=tuple(found))
+
+    def _open(self) -> Checkpoint | None:
+        if self._prospect.refusal:
+            return None
+        try:
+            return self._prospect.open(progress=self._progress)
+        except remote.UnreadableAfarError as e:
+            self._find(
+                "warning",
+                "tensors",
+                f"{e.message}: whether the names fit is known after the download",
+                e.remedy,
+            )
+        except CheckpointError as e:
+            self._find("error", "tensors", e.message, e.remedy, CheckpointError)
+        return None
+
+    def _count_download(self, checkpoint: Checkpoint | None) -> None:
+        repo = self._prospect.repo
+        size = 0
+        if repo and self._prospect.checkpoint is None:
+            names = {n for n in repo.sizes if n in TEXT_FILES or n == remote.CONFIG}
+            with suppress(CheckpointError):  # told already
+                names |= set(checkpoint.files if checkpoint else remote.weight_files(repo))
+            size = sum(repo.sizes[n] for n in names if not remote.is_cached(repo, n))
+        for text in self._request.adapters:
+            size += self._adapter_bytes(text)
+        self._tell(download_bytes=size, download_seconds=size / costs.DOWNLOAD_RATE)
+
+    def _adapter_bytes(self, text: str) -> int:
+        with suppress(EdgezooError):  # told where adapters are checked
+            name, _ = sources.parse_adapter(text)
+            name, _, revision = name.partition("@")
+            if not Path(name).expanduser().is_dir():
+                found = remote.look(name, revision or "main", progress=self._progress)
+                wanted = (*hub.ADAPTER_WEIGHTS, hub.ADAPTER_CONFIG)
+                held = found.sizes.items() if found else ()
+                return sum(size for n, size in held if n in wanted)
+        return 0
+
+    def _learn(
+        self, settled: Settled, checkpoint: Checkpoint | None, *, is_full: bool
+    ) -> Facts | None:
+        job = self._job(settled, checkpoint)
+        if checkpoint and self._request.use_cache:
+            self._progress("looking into the cache")
+            with self._finding("recipe"):
+                if known := facts.kept(job, settled.plugin, checkpoint):
+                    return known
+            if self._findings and self._findings[-1].subject == "recipe":
+                return None
+        if not is_full:
+            return facts.from_headers(job, checkpoint) if checkpoint else None
+        known, findings = facts.surveyed(job, checkpoint, self._progress)
+        self._findings += findings
+        if known and known.fit:
+            fit = known.fit
+            self._tell(
+                missing=tuple(fit["missing"]),
+                unexpected=tuple(fit["unexpected"]),
+                misshapen=tuple(fit["misshapen"]),
+            )
+        return known
+
+    def _job(self, settled: Settled, checkpoint: Checkpoint | None) -> Job:
+        folder = checkpoint.folder if checkpoint else Path()
+        card, request = self._prospect.target.card, self._request
+        return sources.job(
+            settled.model, settled.config, folder, card, request.recipe, request.shapes
+        )
+
+    def _measure(self, known: Facts, settled: Settled, checkpoint: Checkpoint | None) -> None:
+        options = self._options(known, settled, checkpoint)
+        if options is None:
+            self._check_disks(None, 0)
+            return
+        size = sizes.artifact(known.rules, known.shapes, known.layers, options)
+        artifact_bytes = known.artifact_bytes or size.total
+        texts = self._texts(checkpoint)
+        bundle_bytes = 0
+        if self._request.with_bundle and any(n in texts for n in tokenizers.FILES):
+            bundle_bytes = sizes.bundle(artifact_bytes, texts)
+        work = self._work(known, options, size, bundle_bytes, checkpoint)
+        memory, seconds = costs.memory(work), costs.seconds(work, self._speed)
+        self._tell(
+            options=options,
+            context_length=known.context_length,
+            parameters=sum(math.prod(s) for s in known.shapes.values()),
+            artifact_bytes=artifact_bytes,
+            bundle_bytes=bundle_bytes,
+            memory_bytes=memory,
+            peak_memory_bytes=max(memory.values()),
+            stage_seconds=seconds,
+            seconds=sum(seconds.values()),
+            basis=known.basis,
+        )
+        if known.kv_slot_bytes and known.context_length:
+            lengths = sizes.kv_cache(
+                known.kv_slot_bytes, known.context_length, options.kv_cache_length
+            )
+            self._tell(kv_cache_bytes=lengths)
+        self._check_memory(work)
+        self._check_output(options)
+        self._check_disks(work, artifact_bytes + bundle_bytes)
+
+    def _options(
+        self, known: Facts, settled: Settled, checkpoint: Checkpoint | None
+    ) -> SignatureOptions | None:
+        job = self._job(settled, checkpoint)
+        stated = settled.config.get("max_position_embeddings")
+        context = known.context_length or (stated if isinstance(stated, int) else _LONG)
+        with self._finding("shapes"):
+            options = complete(job.shapes, job.base, context)
+            if known.context_length:
+                check_context(options, known.context_length)
+            return options
+        return None
+
+    def _texts(self, checkpoint: Checkpoint | None) -> Mapping[str, int]:
+        repo = self._prospect.repo
+        if self._prospect.checkpoint is None:
+            held = dict(repo.sizes) if repo else {}
+        else:
+            folder = self._prospect.checkpoint.folder
+            held = {p.name: p.stat().st_size for p in folder.iterdir() if p.is_file()}
+        return {n: size for n, size in held.items() if n in tokenizers.FILES}
+
+    def _work(
+        self,
+        known: Facts,
+        options: SignatureOptions,
+        size: sizes.Sizes,
+        bundle_bytes: int,
+        checkpoint: Checkpoint | None,
+    ) -> Work:
+        repo = self._prospect.repo
+        files: tuple[str, ...] = ()
+        if checkpoint:
+            weights = sum(t.size_bytes for t in checkpoint.tensors.values())
+            files = checkpoint.weight_files
+        else:
+            files = remote.weight_files(repo) if repo else ()
+            weights = sum(repo.sizes[n] for n in files) if repo else 0
+        texts = self._texts(checkpoint)
+        return Work(
+            engine=self._request.engine,
+            basis=known.basis,
+            jobs=self._request.jobs,
+            signatures=len(options.prefill_lengths) + 1,
+            layers=known.layers,
+            parameters=sum(math.prod(s) for s in known.shapes.values()),
+            has_blocks=any(r.format and r.format.block_size for r in known.rules),
+            sizes=size,
+            checkpoint_bytes=weights,
+            bundle_bytes=bundle_bytes,
+            tokenizer_bytes=max(texts.values(), default=0),
+            needs_torch=bool(self._request.adapters)
+            or any(n.endswith(PYTORCH_SUFFIXES) for n in files),
+        )
+
+    def _check_adapters(self) -> None:
+        for text in self._request.adapters:
+            with self._finding("adapters"):
+                sources.parse_adapter(text)
+        if self._request.adapters and self._request.engine == "litert":
+            self._find(
+                "error",
+                "adapters",
+                "litert-torch's path merges no adapters",
+                "leave out --engine litert",
+            )
+        elif self._request.adapters:
+            self._find("note", "adapters", "whether adapters fit is known once they are read")
+
+    def _check_memory(self, work: Work) -> None:
+        free = resources.available_memory_bytes()
+        needed = self._plan.peak_memory_bytes or 0
+        self._tell(available_memory_bytes=free)
+        if free is None or needed <= free:
+            return
+        alone = max(costs.memory(replace(work, jobs=1)).values())
+        if work.engine == "litert":
+            remedy = "leave out --engine litert, or take a machine with more memory"
+        elif alone <= free and work.jobs > 1:
+            remedy = "close other programs, or pass --jobs 1"
+        else:
+            remedy = "close other programs, or take a machine with more memory"
+        message = f"{needed / 1e9:.2f} GB at the peak, {free / 1e9:.2f} GB free"
+        level: Any = "error" if _UNSHARED * needed > free else "warning"
+        self._find(level, "memory", message, remedy)
+
+    def _check_output(self, options: SignatureOptions) -> None:
+        name = self._prospect.target.name
+        request = self._request
+        path = engines.output_path(
+            request.output, name, request.recipe.name, options.kv_cache_length
+        )
+        if not resources.is_writable(path.parent):
+            self._find(
+                "error",
+                "output",
+                f"{path.parent} cannot be written",
+                "pass another --output",
+                ArtifactError,
+            )
+        if not request.force:
+            with self._finding("output"):
+                engines.refuse_existing(path, with_bundle=bool(self._plan.bundle_bytes))
+
+    def _check_disks(self, work: Work | None, output_bytes: int) -> None:
+        output = self._request.output.expanduser().absolute()
+        uses = [("output", output, output_bytes)]
+        if self._plan.download_bytes:
+            from huggingface_hub import constants
+
+            cache = Path(constants.HF_HUB_CACHE)
+            uses.insert(0, ("download", cache, self._plan.download_bytes))
+        if work and work.engine == "litert":
+            uses.append(("float32 scratch", output, 4 * work.parameters))
+        elif work and work.basis != "skeleton":
+            graph = work.sizes.total - work.sizes.weights
+            uses.append(("compiled graph", self._cache_root(), 2 * graph))
+        disks = resources.disks(uses)
+        self._tell(disks=disks)
+        for disk in disks:
+            if disk.needed_bytes > disk.free_bytes:
+                self._find(
+                    "error",
+                    "disk",
+                    f"{disk.needed_bytes / 1e9:.2f} GB for {', '.join(disk.holds)} on the disk of"
+                    f" {disk.path}, {disk.free_bytes / 1e9:.2f} GB free",
+                    "free some space, or choose another disk: --output for the file, HF_HOME for"
+                    " the download",
+                    ArtifactError,
+                )
+
+    def _cache_root(self) -> Path:
+        with suppress(CacheError):
+            if self._request.use_cache:
+                return default_root()
+        return Path(tempfile.gettempdir())
+
+    def _tell(self, **figures: Any) -> None:
+        self._plan = replace(self._plan, **figures)
+
+    def _find(
+        self,
+        level: Any,
+        subject: str,
+        message: str,
+        remedy: str = "",
+        kind: type[EdgezooError] | None = None,
+    ) -> None:
+        finding = Finding(level, subject, message, remedy)
+        self._findings.append(replace(finding, kind=kind) if kind else finding)
+
+    @contextmanager
+    def _finding(self, subject: str) -> Iterator[None]:
+        """Makes a finding of what the block raises."""
+        try:
+            yield
+        except EdgezooError as e:
+            self._find("error", subject, e.message, e.remedy, type(e))
