@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgezoo_core import checkpoint as checkpoints
-from edgezoo_core import hub
+from edgezoo_core import hub, hub_session
 from edgezoo_core.errors import CheckpointError, EdgezooError
 from edgezoo_core.hub_errors import explain
 from edgezoo_core.scaffold.source import Source, from_folder
@@ -30,9 +30,13 @@ def from_hub(repo: str, revision: str, *, progress: Progress = silent) -> Source
         CheckpointError: The repo is missing or gated, has no config.json, a header is damaged, or
             the hub cannot be reached and the cache has no copy.
     """
-    progress(f"asking the hub for {repo}")
     try:
-        info = hub.ask(repo, revision)
+        info = hub.ask(
+            repo,
+            revision,
+            progress=progress,
+            has_copy=lambda: hub.cached(repo, revision) is not None,
+        )
         if info is None:
             return _from_cache(repo, revision, progress)
         return _from_info(repo, revision, info, progress)
@@ -49,8 +53,11 @@ def _from_info(repo: str, revision: str, info: ModelInfo, progress: Progress) ->
         raise CheckpointError(
             f"{repo}@{revision} has no config.json", remedy="name the repo of a whole model"
         )
-    progress("reading config.json")
-    path = Path(hf_hub_download(repo, "config.json", revision=info.sha))
+    stage = "reading config.json"
+    progress(stage)
+    path = hub_session.patiently(
+        lambda: Path(hf_hub_download(repo, "config.json", revision=info.sha)), stage, progress
+    )
     source = Source(
         repo=repo,
         config=checkpoints.read_config(path.parent) or {},
@@ -59,16 +66,19 @@ def _from_info(repo: str, revision: str, info: ModelInfo, progress: Progress) ->
         is_gated=bool(info.gated),
         read=("config.json",),
     )
-    progress("reading the headers of the weights")
-    return _with_headers(source, str(info.sha))
+    return _with_headers(source, str(info.sha), progress)
 
 
-def _with_headers(source: Source, commit: str) -> Source:
+def _with_headers(source: Source, commit: str, progress: Progress) -> Source:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
 
+    stage = "reading the headers of the weights"
+    progress(stage)
     try:
-        found = HfApi().get_safetensors_metadata(source.repo, revision=commit)
+        found = hub_session.patiently(
+            lambda: HfApi().get_safetensors_metadata(source.repo, revision=commit), stage, progress
+        )
     except NotASafetensorsRepoError:
         why = f"{source.repo} has no safetensors, and headers of other files cannot be read afar"
         return replace(source, unread=why)

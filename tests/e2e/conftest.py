@@ -36,6 +36,13 @@ def hf_download(repo, revision, progress):
     folder = Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
     return Snapshot(folder, folder.name)
 
+class Stages(list):
+    # Progress that remembers what began.
+    __call__ = list.append
+
+    def advance(self, done_bytes, total_bytes):
+        pass
+
 def run(job):
     streams = os.open(job["streams"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(streams, 1)
@@ -44,10 +51,10 @@ def run(job):
     logging.basicConfig(stream=sys.stderr, level=logging.DEBUG)
     from edgezoo_core import hub
     from edgezoo_core.errors import CheckpointError
-    stages = []
+    stages = Stages()
     try:
         call = hf_download if job["call"] == "hf_download" else getattr(hub, job["call"])
-        found = call(job["repo"], job["revision"], progress=stages.append)
+        found = call(job["repo"], job["revision"], progress=stages)
     except CheckpointError as e:
         answer = {"error": e.message, "remedy": e.remedy}
         traceback.print_exc()
