@@ -1,7 +1,8 @@
 """Pulls a checkpoint from the Hugging Face Hub, through its own client, and checks it.
 
-The client brings cache, token, mirrors (HF_ENDPOINT), offline mode and progress bars. What it does
-not do is compare a large file with the sha256 that the hub states: that is done here.
+The client brings cache, token, mirrors (HF_ENDPOINT) and offline mode. What it does not do is done
+here: files are compared with the hashes that the hub states, downloads continue where they stopped
+(`edgezoo_core.downloading`), and waits are shown and end (`edgezoo_core.hub_session`).
 """
 
 from __future__ import annotations
@@ -14,24 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgezoo_core.checkpoint import (
-    TEXT_FILES,
-    SourceFile,
-    index_shards,
-    sha256,
-    weight_files,
-)
+from edgezoo_core import downloading, hub_session
+from edgezoo_core.checkpoint import TEXT_FILES, SourceFile, index_shards, weight_files
+from edgezoo_core.downloading import Stated
 from edgezoo_core.errors import CheckpointError, EdgezooError
 from edgezoo_core.hub_errors import explain
 from edgezoo_core.types import Progress, silent
 
 if TYPE_CHECKING:
-    from huggingface_hub.hf_api import ModelInfo
+    from huggingface_hub.hf_api import ModelInfo, RepoSibling
 
 logger = logging.getLogger(__name__)
 
-#: Seconds that the hub may take to answer a question about a repo.
-TIMEOUT_S = 30.0
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
@@ -46,6 +41,10 @@ _Bring = Callable[[Collection[str], _Fetch], None]
 
 class _LacksFilesError(CheckpointError):
     """A repo, or what is here of it, is not what was asked for."""
+
+
+class _NotCachedError(CheckpointError):
+    """Neither the hub nor the cache gives a repo."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,19 +100,36 @@ def refuse_damaged(folder: Path, files: Sequence[SourceFile]) -> None:
     """
     for file in files:
         path = folder / file.name
-        stored_as = path.resolve().name
-        if _SHA256.fullmatch(stored_as) and stored_as != file.sha256:
-            raise _damaged(path, file.name, file.sha256, stored_as)
+        expected = _stored_as(path).sha256
+        if expected is not None and expected != file.sha256:
+            _remove(path)
+            raise downloading.damaged(file.name, "sha256", file.sha256, expected)
 
 
-def _damaged(path: Path, name: str, actual: str, expected: str) -> CheckpointError:
-    path.resolve().unlink()
+def _refuse_different(path: Path, what: str, stated: Stated) -> None:
+    if fault := downloading.differing(path, what, stated):
+        _remove(path)
+        raise fault
+
+
+def _remove(path: Path) -> None:
+    _blob(path).unlink()
     path.unlink(missing_ok=True)
-    return CheckpointError(
-        f"{name} has sha256 {actual}, the hub states {expected}; the damaged copy was removed from"
-        " the cache",
-        remedy="run the command again to download it afresh",
-    )
+
+
+def _blob(path: Path) -> Path:
+    """Returns what a file of a snapshot is a link to, itself if it is none.
+
+    The next link only: a blob may be one in turn, into a store that repos share, where it has
+    another name.
+    """
+    return path.parent / path.readlink() if path.is_symlink() else path
+
+
+def _stored_as(path: Path) -> Stated:
+    """Returns what the cache says about a file: large ones are stored under their sha256."""
+    name = _blob(path).name
+    return Stated(sha256=name) if _SHA256.fullmatch(name) else Stated()
 
 
 def _bring_texts(names: Collection[str], fetch: _Fetch) -> None:
@@ -151,9 +167,15 @@ def _bring_adapter(names: Collection[str], fetch: _Fetch) -> None:
 
 
 def _pull(repo: str, revision: str, bring: _Bring, progress: Progress) -> Snapshot:
-    progress(f"asking the hub for {repo}")
+    def has_copy() -> bool:
+        try:
+            _from_cache(repo, revision, bring, is_checked=False)
+        except _NotCachedError:
+            return False
+        return True
+
     try:
-        info = ask(repo, revision)
+        info = ask(repo, revision, progress=progress, has_copy=has_copy)
         if info is None:
             return _from_cache(repo, revision, bring)
         snapshot = _download(repo, info, bring, progress)
@@ -165,22 +187,48 @@ def _pull(repo: str, revision: str, bring: _Bring, progress: Progress) -> Snapsh
         raise explain(e, repo, revision) from e
 
 
-def ask(repo: str, revision: str) -> ModelInfo | None:
-    """Asks the hub about a repo; None if it cannot be reached."""
-    import httpx2  # huggingface_hub's own client
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+def ask(
+    repo: str, revision: str, *, progress: Progress, has_copy: Callable[[], bool]
+) -> ModelInfo | None:
+    """Asks the hub about a repo; None if it does not answer and there is a copy.
 
+    Where there is none, a hub that is out of order for a while is waited for.
+
+    Raises:
+        CheckpointError: The hub does not answer, and there is no copy.
+        Exception: What the client raises.
+    """
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    hub_session.refuse_odd_token()
+    stage = f"asking the hub for {repo}"
+    timeout = 3 * constants.HF_HUB_ETAG_TIMEOUT
+
+    def call() -> ModelInfo:
+        return HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=timeout)
+
+    progress(stage)
     try:
-        return HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=TIMEOUT_S)
-    except HfHubHTTPError as e:
-        if e.response is not None and e.response.status_code >= 500:
-            logger.warning("the hub answers %s; trying the cache", e.response.status_code)
+        try:
+            with hub_session.guarded():
+                return call()
+        except Exception as e:
+            fault = hub_session.as_passing(e)
+            if fault is None:
+                raise
+            if has_copy():
+                logger.warning("%s; trying the cache", fault)
+                return None
+            if not fault.is_worth_waiting:
+                raise not_cached(repo, revision, str(fault)) from e
+        return hub_session.patiently(call, stage, progress)
+    except OfflineModeIsEnabled as e:
+        if has_copy():
             return None
-        raise
-    except (OfflineModeIsEnabled, httpx2.TransportError) as e:
-        logger.warning("the hub cannot be reached (%s); trying the cache", type(e).__name__)
-        return None
+        raise not_cached(repo, revision) from e
+    except hub_session.GaveUpError as e:
+        raise not_cached(repo, revision, str(e)) from e
 
 
 def _download(repo: str, info: ModelInfo, bring: _Bring, progress: Progress) -> Snapshot:
@@ -190,9 +238,7 @@ def _download(repo: str, info: ModelInfo, bring: _Bring, progress: Progress) -> 
 
     def fetch(name: str) -> Path:
         nonlocal folder
-        lfs = siblings[name].lfs
-        progress(f"downloading {name}")
-        path = _fetch(repo, name, commit, lfs.sha256 if lfs else None, local_only=False)
+        path = _fetch(repo, name, commit, _stated(siblings[name]), progress)
         folder = folder or path.parents[len(Path(name).parts) - 1]
         return path
 
@@ -203,6 +249,12 @@ def _download(repo: str, info: ModelInfo, bring: _Bring, progress: Progress) -> 
     if folder is None:
         raise CheckpointError(f"{repo}@{commit} holds no model", remedy="check the repo's name")
     return Snapshot(folder, commit)
+
+
+def _stated(sibling: RepoSibling) -> Stated:
+    if sibling.lfs:
+        return Stated(sibling.lfs.size, sha256=sibling.lfs.sha256)
+    return Stated(sibling.size, git_sha1=sibling.blob_id)
 
 
 def _note_commit(snapshot: Snapshot, revision: str) -> None:
@@ -223,33 +275,29 @@ def _note_commit(snapshot: Snapshot, revision: str) -> None:
         logger.info("%s: not written (%s)", note, e.strerror or e)
 
 
-def _fetch(
-    repo: str,
-    name: str,
-    commit: str,
-    expected: str | None,
-    *,
-    local_only: bool,
-    is_checked: bool = True,
-) -> Path:
+def _fetch(repo: str, name: str, commit: str, stated: Stated, progress: Progress) -> Path:
     from huggingface_hub import hf_hub_download
 
-    path = Path(hf_hub_download(repo, name, revision=commit, local_files_only=local_only))
-    # Large files are stored under their sha256, so a cached one can be checked without the hub.
-    stored_as = path.resolve().name
-    if expected is None and _SHA256.fullmatch(stored_as):
-        expected = stored_as
-    if is_checked and expected is not None and (actual := sha256(path)) != expected:
-        raise _damaged(path, f"{repo}: {name}", actual, expected)
+    brought = downloading.bring(repo, name, commit, stated, progress)
+    path = hub_session.patiently(
+        lambda: Path(hf_hub_download(repo, name, revision=commit)), f"downloading {name}", progress
+    )
+    if brought is None:
+        _refuse_different(path, f"{repo}: {name}", stated)
+    elif not path.is_symlink():
+        brought.unlink()  # a cache without links keeps files in snapshots alone
     return path
 
 
 def _from_cache(repo: str, revision: str, bring: _Bring, *, is_checked: bool = True) -> Snapshot:
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import IncompleteSnapshotError, LocalEntryNotFoundError
 
     def fetch(name: str) -> Path:
-        return _fetch(repo, name, folder.name, None, local_only=True, is_checked=is_checked)
+        path = Path(hf_hub_download(repo, name, revision=folder.name, local_files_only=True))
+        if is_checked:
+            _refuse_different(path, f"{repo}: {name}", _stored_as(path))
+        return path
 
     try:
         try:
@@ -264,9 +312,9 @@ def _from_cache(repo: str, revision: str, bring: _Bring, *, is_checked: bool = T
     return Snapshot(folder, folder.name)
 
 
-def not_cached(repo: str, revision: str) -> CheckpointError:
+def not_cached(repo: str, revision: str, why: str = "the hub cannot be reached") -> CheckpointError:
     """Returns the error for a repo that neither the hub nor the cache gives."""
-    return CheckpointError(
-        f"the hub cannot be reached, and {repo}@{revision} is not in the cache",
+    return _NotCachedError(
+        f"{why}, and {repo}@{revision} is not in the cache",
         remedy="connect and try again (unset HF_HUB_OFFLINE, check HF_ENDPOINT), or pass a folder",
     )

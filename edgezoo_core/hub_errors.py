@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from edgezoo_core.errors import CheckpointError
+import errno
+import json
+import re
+
+from edgezoo_core import hub_session
+from edgezoo_core.errors import DISK_FAULTS, CheckpointError
+
+#: Where a URL may hold a password.
+_USERINFO = re.compile(r"(?<=://)[^/\s]+@")
 
 
 def explain(error: Exception, repo: str, revision: str) -> CheckpointError:
@@ -10,7 +18,9 @@ def explain(error: Exception, repo: str, revision: str) -> CheckpointError:
     from huggingface_hub import errors, get_token
     from huggingface_hub.constants import ENDPOINT
 
-    page = f"{ENDPOINT}/{repo}"
+    page = f"{without_secrets(ENDPOINT)}/{repo}"
+    patience = f"{hub_session.PATIENCE}=SECONDS sets the longest wait for the hub"
+    number = error.errno if isinstance(error, OSError) else None
     status = getattr(getattr(error, "response", None), "status_code", None)
     table: list[tuple[bool, str, str]] = [
         (
@@ -50,16 +60,41 @@ def explain(error: Exception, repo: str, revision: str) -> CheckpointError:
             "write org/name",
         ),
         (
-            isinstance(error, OSError) and getattr(error, "errno", None) == 28,
+            isinstance(error, hub_session.GaveUpError),
+            f"the download of {repo}@{revision} failed: {error}",
+            f"run the command again: it continues where this one stopped ({patience})",
+        ),
+        (
+            isinstance(error, hub_session.WebPageError | json.JSONDecodeError | UnicodeDecodeError),
+            f"a web page or the like came in place of what was asked of the hub ({repo})",
+            "log in to this network if it has a login page, check HF_ENDPOINT and the proxy",
+        ),
+        (
+            number in (errno.ENOSPC, errno.EDQUOT),
             f"no space left on the disk of the cache while downloading {repo}",
-            "free some space, or set HF_HOME to another disk",
+            "free some space and run the command again: it continues where this one stopped",
+        ),
+        (
+            number in DISK_FAULTS or number in (errno.EACCES, errno.EPERM, errno.ENOTDIR),
+            f"the cache of huggingface_hub cannot be written: {without_secrets(str(error))}",
+            "set HF_HOME to a folder that can be written",
         ),
     ]
     for applies, message, remedy in table:
         if applies:
             return CheckpointError(message, remedy=remedy)
     detail = f"status {status}" if status else f"{type(error).__name__}: {error}"
+    detail = without_secrets(detail)
     return CheckpointError(
         f"the download of {repo}@{revision} failed ({detail})",
         remedy="run the command again; if it persists, see the hub's status page",
     )
+
+
+def without_secrets(text: str) -> str:
+    """Returns a text without the hub's token and without the passwords of its URLs."""
+    from huggingface_hub import get_token
+
+    text = _USERINFO.sub("", text)
+    token = get_token()
+    return text.replace(token, "(token)") if token else text

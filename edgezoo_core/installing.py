@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
-from edgezoo_core import cards, plugins
+from edgezoo_core import cards, environment, plugins
 from edgezoo_core.errors import PluginError, TargetError, listing, nearest
 
 #: What PEP 508 calls a name, and the plain versions of PEP 440.
@@ -120,7 +120,10 @@ def run(command: Sequence[str]) -> None:
         PluginError: It did not end well.
     """
     # What the installer says is talk, so it goes to stderr.
-    code = subprocess.run(command, stdout=2, check=False).returncode
+    # A package that pip builds runs its code, which has no business with the hub's token.
+    code = subprocess.run(
+        command, stdout=2, check=False, env=environment.without_tokens()
+    ).returncode
     if code:
         raise PluginError(
             f"the installer ended with exit code {code}",
@@ -134,7 +137,12 @@ def examine(requirements: Sequence[Requirement]) -> list[Outcome]:
     Raises:
         PluginError: The plugins cannot be listed.
     """
-    done = subprocess.run([sys.executable, *_EXAMINE], stdout=subprocess.PIPE, check=False)
+    done = subprocess.run(
+        [sys.executable, *_EXAMINE],
+        stdout=subprocess.PIPE,
+        check=False,
+        env=environment.without_tokens(),
+    )
     try:
         found = json.loads(done.stdout)
     except ValueError as e:

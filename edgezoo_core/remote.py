@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from edgezoo_core import checkpoint as checkpoints
-from edgezoo_core import hub
+from edgezoo_core import hub, hub_session
 from edgezoo_core.checkpoint import SAFETENSORS_INDEX, TEXT_FILES, Checkpoint
 from edgezoo_core.errors import CheckpointError, EdgezooError, listing
 from edgezoo_core.hub_errors import explain
@@ -40,8 +40,6 @@ _LONGEST_HEADER_BYTES = 1 << 24
 _MOST_FILES = 1000
 #: Files whose headers are fetched at the same time.
 _AT_A_TIME = 8
-#: The hub is asked again so often when it is busy.
-_RETRIES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +75,20 @@ class UnreadableAfarError(CheckpointError):
 
 
 def look(repo: str, revision: str, *, progress: Progress = silent) -> RemoteRepo | None:
-    """Asks the hub about a repo; None if it cannot be reached.
+    """Asks the hub about a repo; None if it does not answer and the cache has a copy.
 
     Raises:
-        CheckpointError: The repo or the revision is missing, or the token is wrong.
+        CheckpointError: The repo or the revision is missing, the token is wrong, or the hub does
+            not answer and there is no copy.
     """
-    progress(f"asking the hub for {repo}")
+
+    def has_copy() -> bool:
+        return hub.cached(repo, revision) is not None
+
     try:
-        info = hub.ask(repo, revision)
+        info = hub.ask(repo, revision, progress=progress, has_copy=has_copy)
+    except EdgezooError:
+        raise
     except Exception as e:
         raise explain(e, repo, revision) from e
     return _described(repo, revision, info) if info else None
@@ -99,8 +103,7 @@ def read_config(found: RemoteRepo, *, progress: Progress = silent) -> Mapping[st
     """
     if CONFIG not in found.sizes:
         return None
-    progress("reading config.json")
-    return checkpoints.read_config(_text(found, CONFIG).parent)
+    return checkpoints.read_config(_text(found, CONFIG, progress).parent)
 
 
 def weight_files(found: RemoteRepo) -> tuple[str, ...]:
@@ -147,12 +150,16 @@ def open_headers(
             f"{found.repo} has no safetensors, and headers of other files cannot be read afar",
             remedy="download the checkpoint and name its folder",
         )
-    progress("reading the headers of the weights")
     named: Mapping[str, str] = {}
     if index:
-        named = checkpoints.index_shards(_text(found, index))
+        named = checkpoints.index_shards(_text(found, index, progress))
         files = tuple(sorted(set(named.values())))
-    tensors = _headers(found, index, files)
+    stage = "reading the headers of the weights"
+    progress(stage)
+    try:
+        tensors = hub_session.patiently(lambda: _headers(found, index, files), stage, progress)
+    except Exception as e:
+        _explain(found, e)
     if index and named.keys() != tensors.keys():
         differing = sorted(named.keys() ^ tensors.keys())
         raise CheckpointError(
@@ -193,7 +200,7 @@ def _described(repo: str, revision: str, info: ModelInfo) -> RemoteRepo:
     return RemoteRepo(repo, revision, str(info.sha), license_name, bool(info.gated), sizes)
 
 
-def _text(found: RemoteRepo, name: str) -> Path:
+def _text(found: RemoteRepo, name: str, progress: Progress) -> Path:
     """Fetches a small file through the client's cache."""
     from huggingface_hub import hf_hub_download
 
@@ -202,8 +209,12 @@ def _text(found: RemoteRepo, name: str) -> Path:
             f"{found}: {name} has {found.sizes[name]} bytes",
             remedy="do not use this checkpoint: no model needs such a file",
         )
+    stage = f"reading {name}"
+    progress(stage)
     try:
-        return Path(hf_hub_download(found.repo, name, revision=found.commit))
+        return hub_session.patiently(
+            lambda: Path(hf_hub_download(found.repo, name, revision=found.commit)), stage, progress
+        )
     except Exception as e:
         _explain(found, e)
 
@@ -267,27 +278,23 @@ def _header(found: RemoteRepo, file: str) -> dict[str, StoredTensor]:
             f"{found}: {file} is no readable safetensors file: {e}",
             remedy="report it to the repo's owner, or choose another revision",
         ) from e
-    except Exception as e:
-        _explain(found, e)
 
 
 def _range(found: RemoteRepo, file: str, start: int, stop: int) -> bytes:
     """Fetches bytes `start` to `stop` of a file, and never more, whatever the server sends."""
-    from huggingface_hub import hf_hub_url, utils
-
-    client: Any = utils  # documented there, but not exported in so many words
+    from huggingface_hub import get_session, hf_hub_url
+    from huggingface_hub.constants import HF_HUB_DOWNLOAD_TIMEOUT
+    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
     if start == stop:
         return b""
     url = hf_hub_url(found.repo, file, revision=found.commit)
-    headers = {**client.build_hf_headers(), "Range": f"bytes={start}-{stop - 1}"}
+    headers = {**build_hf_headers(), "Range": f"bytes={start}-{stop - 1}"}
     headers["Accept-Encoding"] = "identity"
     content = bytearray()
-    request = client.http_stream_backoff(
-        "GET", url, headers=headers, max_retries=_RETRIES, timeout=hub.TIMEOUT_S
-    )
+    request = get_session().stream("GET", url, headers=headers, timeout=HF_HUB_DOWNLOAD_TIMEOUT)
     with request as response:
-        client.hf_raise_for_status(response)
+        hf_raise_for_status(response)
         # A server that knows no ranges sends the file from its beginning.
         skipped = start if response.status_code == 200 else 0
         for chunk in response.iter_bytes(1 << 14):

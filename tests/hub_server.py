@@ -9,7 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import socket
+import struct
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -74,6 +78,31 @@ class Request:
         return self.headers.get("authorization", "").removeprefix("Bearer ") or None
 
 
+@dataclass(frozen=True)
+class Fault:
+    """What one request meets in place of an answer.
+
+    Attributes:
+        status: Of the answer; None for none: the connection is reset.
+        retry_after: What the answer says of it.
+        page: What comes as the answer, with status 200.
+        kind: The content type of that.
+        pause_s: Seconds between two bytes of a file that trickles in.
+        is_stalled: Nothing comes until `HubServer.release` is set.
+        moved_to: Origin that the request is redirected to.
+        after: The file begins as it should, and this happens behind so many bytes of it.
+    """
+
+    status: int | None = None
+    retry_after: str | None = None
+    page: bytes | None = None
+    kind: str = "text/html; charset=utf-8"
+    pause_s: float | None = None
+    is_stalled: bool = False
+    moved_to: str | None = None
+    after: int | None = None
+
+
 class HubServer:
     """Serves the repos that are published to it, until it is stopped.
 
@@ -83,11 +112,16 @@ class HubServer:
         tokens: Tokens that the hub knows; any other is refused.
         members: Those of them that may read gated repos.
         unavailable: Parts that answer 503: `api`, `resolve`, `storage`.
-        flipped: Large files of which one byte arrives wrong.
+        flipped: Files of which one byte arrives wrong.
         cut_after: Bytes of a large file after which the connection is closed, each time.
         cut_once: The same, but only the first time.
         held: Large files that stop in the middle until `release` is set.
         is_waiting: Set once a held file is reached.
+        faults: Part -> what its next requests meet.
+        shortened: Large files that end some bytes early, as if that were all of them.
+        stated_sizes: Large files that have another size by what the hub says.
+        ignores_ranges: Whether large files always come from their beginning.
+        storage_at: Origin that large files are redirected to, if not `storage_url`.
     """
 
     def __init__(self) -> None:
@@ -103,6 +137,11 @@ class HubServer:
         self.held: set[str] = set()
         self.is_waiting = threading.Event()
         self.release = threading.Event()
+        self.faults: dict[str, Iterator[Fault]] = {}
+        self.shortened: dict[str, int] = {}
+        self.stated_sizes: dict[str, int] = {}
+        self.ignores_ranges = False
+        self.storage_at: str | None = None
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
         self._server.daemon_threads = True
         self._server.block_on_close = False
@@ -234,7 +273,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.requests.append(request)
         parts = urlsplit(self.path)
         try:
-            if parts.path.startswith("/storage/"):
+            self._fault = self._next_fault(parts.path)
+            if self._fault and self._fault.after is None:
+                self._fail(self._fault)
+            elif parts.path.startswith("/storage/"):
                 self._storage(request, parts.path.split("/")[2], parse_qs(parts.query)["name"][0])
             elif parts.path.startswith("/api/models/"):
                 self._check_token(request, "api")
@@ -248,6 +290,30 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(refusal)
         except ConnectionError:
             self.close_connection = True  # the client was killed
+
+    def _next_fault(self, path: str) -> Fault | None:
+        part = path.split("/")[1]
+        part = part if part in ("api", "storage") else "resolve"
+        return next(self.hub.faults.get(part, iter(())), None)
+
+    def _fail(self, fault: Fault) -> None:
+        if fault.is_stalled:
+            self.hub.is_waiting.set()
+            self.hub.release.wait()
+            self.close_connection = True
+        elif fault.page is not None:
+            self._send_headers(HTTPStatus.OK, {"Content-Type": fault.kind}, len(fault.page))
+            self._send_body([fault.page] if self.command != "HEAD" else [])
+        elif fault.moved_to is not None:
+            self._send_headers(HTTPStatus.FOUND, {"Location": fault.moved_to + self.path}, 0)
+        elif fault.status is not None:
+            after = {} if fault.retry_after is None else {"Retry-After": fault.retry_after}
+            self._send_headers(HTTPStatus(fault.status), after, 0)
+        else:
+            linger = struct.pack("ii", 1, 0)
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            os.close(self.connection.detach())  # at once, and so with a reset
+            self.close_connection = True
 
     def _check_token(self, request: Request, part: str) -> None:
         if part in self.hub.unavailable:
@@ -316,14 +382,17 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {"X-Repo-Commit": commit, "ETag": f'"{file.etag}"'}
         if file.is_large:
             query = f"name={unquote(path)}&X-Signature=signed-for-one-hour"
-            headers["X-Linked-Size"] = str(file.size)
+            headers["X-Linked-Size"] = str(self.hub.stated_sizes.get(unquote(path), file.size))
             headers["X-Linked-ETag"] = f'"{file.sha256}"'
-            headers["Location"] = f"{self.hub.storage_url}/storage/{file.sha256}?{query}"
+            origin = self.hub.storage_at or self.hub.storage_url
+            headers["Location"] = f"{origin}/storage/{file.sha256}?{query}"
             self._send_headers(HTTPStatus.FOUND, headers, 0)
         else:
             self._send_headers(HTTPStatus.OK, headers, file.size)
             if request.method == "GET":
-                self._send_body(file.chunks(0, file.size))
+                body = file.chunks(0, file.size)
+                is_flipped = unquote(path) in self.hub.flipped
+                self._send_body(map(_flip, body) if is_flipped else body)
 
     def _storage(self, request: Request, sha256: str, name: str) -> None:
         if "storage" in self.hub.unavailable:
@@ -335,12 +404,14 @@ class _Handler(BaseHTTPRequestHandler):
             for f in files.values()
             if f.sha256 == sha256
         )
-        start, stop = _range(request.headers.get("range"), file.size)
+        size = file.size - self.hub.shortened.get(name, 0)
+        asked = None if self.hub.ignores_ranges else request.headers.get("range")
+        start, stop = _range(asked, size)
         headers = {"ETag": f'"{sha256[:32]}"', "Accept-Ranges": "bytes"}
         status = HTTPStatus.OK
-        if "range" in request.headers:
+        if asked is not None:
             status = HTTPStatus.PARTIAL_CONTENT
-            headers["Content-Range"] = f"bytes {start}-{stop - 1}/{file.size}"
+            headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
         self._send_headers(status, headers, stop - start)
         if request.method != "GET":
             return
@@ -348,6 +419,15 @@ class _Handler(BaseHTTPRequestHandler):
         if cut is not None:
             stop = max(start, min(stop, cut))
             self.close_connection = True
+        if self._fault and self._fault.after is not None:
+            stop = start + self._fault.after
+            while self._fault.pause_s is not None and start < stop:
+                self._send_body(file.chunks(start, start + 1))
+                start += 1
+                time.sleep(self._fault.pause_s)
+            self._send_body(file.chunks(start, stop))
+            self._fail(self._fault)
+            return
         if name in self.hub.held:
             middle = (start + stop) // 2
             self._send_body(file.chunks(start, middle))

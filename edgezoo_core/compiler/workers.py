@@ -21,7 +21,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import IO, Any
 
-from edgezoo_core import cpus, errors
+from edgezoo_core import cpus, environment, errors
 from edgezoo_core.errors import ConversionError, EdgezooError
 from edgezoo_core.types import Progress, silent
 
@@ -150,7 +150,10 @@ class _Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._talk,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(os.path.abspath(p) for p in sys.path)},  # noqa: PTH100
+            env={
+                **environment.without_tokens(),
+                "PYTHONPATH": os.pathsep.join(os.path.abspath(p) for p in sys.path),  # noqa: PTH100
+            },
         )
         self._listener = threading.Thread(target=self._listen, args=(number, events), daemon=True)
         self._listener.start()

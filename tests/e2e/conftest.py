@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 #: Answers one job per line of stdin. huggingface_hub reads its environment when it is imported, so
 #: every job has a fresh child; torch, which edgezoo_core.hub needs too, is imported once for all.
 DRIVER = """
-import json, logging, os, sys, traceback
+import json, logging, os, resource, sys, traceback
 from pathlib import Path
 
 import edgezoo_core.checkpoint
@@ -36,18 +36,27 @@ def hf_download(repo, revision, progress):
     folder = Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
     return Snapshot(folder, folder.name)
 
+class Stages(list):
+    # Progress that remembers what began.
+    __call__ = list.append
+
+    def advance(self, done_bytes, total_bytes):
+        pass
+
 def run(job):
     streams = os.open(job["streams"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(streams, 1)
     os.dup2(streams, 2)
     os.environ.update(job["environment"])
+    if job["largest_file"]:  # as on a disk that has no more room
+        resource.setrlimit(resource.RLIMIT_FSIZE, (job["largest_file"],) * 2)
     logging.basicConfig(stream=sys.stderr, level=logging.DEBUG)
     from edgezoo_core import hub
     from edgezoo_core.errors import CheckpointError
-    stages = []
+    stages = Stages()
     try:
         call = hf_download if job["call"] == "hf_download" else getattr(hub, job["call"])
-        found = call(job["repo"], job["revision"], progress=stages.append)
+        found = call(job["repo"], job["revision"], progress=stages)
     except CheckpointError as e:
         answer = {"error": e.message, "remedy": e.remedy}
         traceback.print_exc()
@@ -144,6 +153,15 @@ class Client:
         self._driver.wait()
         return self._answer()
 
+    def start(self, call: str, repo: str) -> None:
+        """Begins a call and does not wait."""
+        self._driver.start(self.job(call, repo))
+
+    def wait(self) -> Answer:
+        """Waits for the call that was begun."""
+        self._driver.wait()
+        return self._answer()
+
     def pull_texts(self, repo: str, revision: str = "main", **options: Any) -> Answer:
         """Pulls config and tokenizer."""
         self._driver.start(self.job("pull_texts", repo, revision, **options))
@@ -170,10 +188,13 @@ class Client:
         *,
         token: str | None = None,
         is_offline: bool = False,
+        largest_file: int | None = None,
         **environment: str,
     ) -> dict[str, Any]:
         """Describes a pull for the driver."""
-        variables = {**self._hub.environment(self.home), **environment}
+        # A wait is told, and not waited for: whether it would have been enough is not asked here.
+        patience = {"EDGEZOO_HUB_PATIENCE": "0.05"}
+        variables = {**self._hub.environment(self.home), **patience, **environment}
         if token:
             variables["HF_TOKEN"] = token
         if is_offline:
@@ -183,6 +204,7 @@ class Client:
             "repo": repo,
             "revision": revision,
             "environment": variables,
+            "largest_file": largest_file,
             "streams": str(self.streams),
             "answer": str(self.home / "answer.json"),
         }

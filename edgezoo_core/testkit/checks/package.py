@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 
+from edgezoo_core import environment
 from edgezoo_core import recipe as recipes
 from edgezoo_core.errors import RecipeError, listing
 from edgezoo_core.testkit.check import CheckFailedError, check, demand
@@ -53,12 +54,12 @@ def card_valid(subject: Subject) -> str:
 def import_light(subject: Subject) -> str:
     """Importing the plugin succeeds and brings no library that computes."""
     module = subject.plugin.module
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    path = os.pathsep.join(p for p in sys.path if p)
     command = [sys.executable, "-c", _IMPORT, module, *HEAVY]
     try:
         done = subprocess.run(
             command,
-            env=environment,
+            env={**environment.without_tokens(), "PYTHONPATH": path},
             capture_output=True,
             text=True,
             timeout=_IMPORT_TIMEOUT_S,

@@ -1,0 +1,229 @@
+"""Questions to the hub that come to an end: each wait is shown and has a limit.
+
+The client of huggingface_hub, left alone, sleeps for as long as a server's `Retry-After` says,
+asks again without a word, and sends the token to every origin that it takes for a hub. Here
+(`guarded`) one call of it asks each question once, a passing fault ends the call at the first
+answer, and the token goes to the origin of HF_ENDPOINT alone, whatever redirects say. `patiently`
+asks again, tells the user that it waits, and gives up in the end.
+
+No question waits longer for an answer than HF_HUB_ETAG_TIMEOUT says (three times that where the
+hub has to compute it), no part of a file longer than HF_HUB_DOWNLOAD_TIMEOUT: 10 s each.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeVar
+
+from edgezoo_core.errors import CheckpointError
+from edgezoo_core.types import Progress
+
+if TYPE_CHECKING:
+    import httpx2  # huggingface_hub's own client
+
+_Result = TypeVar("_Result")
+
+#: How often a question is asked, or a download continued without getting further.
+TRIES = 5
+#: Bytes that a try of a download must bring to count as getting further.
+FURTHER_BYTES = 64 * 1024
+#: Names the longest single wait for the hub, in seconds.
+PATIENCE = "EDGEZOO_HUB_PATIENCE"
+#: The hub counts requests in windows of five minutes.
+DEFAULT_PATIENCE_S = 300.0
+
+#: Answers of a server that may answer otherwise a little later.
+_PASSING = {408, 429, *range(500, 600)} - {501, 505}
+
+
+class PassingError(Exception):
+    """No answer, or one that says to come again.
+
+    Args:
+        who: Whose fault it is, as the subject of a sentence.
+        said: What it did, as the predicate.
+
+    Attributes:
+        retry_after_s: Seconds that it asks to wait.
+        is_worth_waiting: Whether there is somebody to wait for.
+    """
+
+    def __init__(
+        self,
+        who: str,
+        said: str,
+        *,
+        retry_after_s: int | None = None,
+        is_worth_waiting: bool = True,
+    ) -> None:
+        super().__init__(f"{who} {said}")
+        self.retry_after_s = retry_after_s
+        self.is_worth_waiting = is_worth_waiting
+
+
+class GaveUpError(Exception):
+    """A fault that did not pass, in words: what it was, and why no longer was waited for it."""
+
+    def __init__(self, fault: PassingError, why: str) -> None:
+        super().__init__(f"{fault} ({why})")
+
+
+class WebPageError(Exception):
+    """A web page where no page can be: something else than the hub answered."""
+
+
+def patience_s() -> float:
+    """Returns the longest single wait for the hub in seconds.
+
+    Raises:
+        CheckpointError: EDGEZOO_HUB_PATIENCE is no time.
+    """
+    text = os.environ.get(PATIENCE, "").strip()
+    try:
+        seconds = float(text or DEFAULT_PATIENCE_S)
+    except ValueError:
+        seconds = math.nan
+    if not (0 <= seconds < math.inf):
+        raise CheckpointError(
+            f"{PATIENCE} is {text!r}, which is no time", remedy="set it to seconds, or unset it"
+        )
+    return seconds
+
+
+def patiently(
+    call: Callable[[], _Result],
+    stage: str,
+    progress: Progress,
+    *,
+    done_bytes: Callable[[], int] = lambda: 0,
+) -> _Result:
+    """Calls until no passing fault is in the way, with a wait in between that doubles.
+
+    Args:
+        call: Asks the hub; it may be called again at any time.
+        stage: What it does.
+        progress: Told of each wait, and then of the stage again.
+        done_bytes: Gives how much there is by now. A try that got further does not count.
+
+    Raises:
+        GaveUpError: The fault stays, or the hub asks for more patience than there is.
+        Exception: Whatever else `call` raises.
+    """
+    tries, longest = 1, patience_s()
+    while True:
+        before = done_bytes()
+        try:
+            with guarded():
+                return call()
+        except Exception as e:
+            fault = as_passing(e)
+            if fault is None:
+                raise
+            if done_bytes() - before >= FURTHER_BYTES:
+                tries = 1
+            if tries >= TRIES:
+                raise GaveUpError(fault, f"tried {tries} times") from e
+            wait = min(2.0 ** (tries - 1), longest)
+            if fault.retry_after_s is not None:
+                wait = float(fault.retry_after_s)
+                if wait > longest:
+                    why = f"and asks to wait {wait:g} s, {longest:g} s are allowed"
+                    raise GaveUpError(fault, why) from e
+        tries += 1
+        progress(f"waiting, as {fault}: try {tries} of {TRIES} in {wait:g} s")
+        time.sleep(wait)
+        progress(stage)
+
+
+@contextmanager
+def guarded() -> Iterator[None]:
+    """Makes the client's session ask each question once and keep the token to the hub.
+
+    While the block runs, a request that the client repeats, and an answer that may be another a
+    little later, raise PassingError; a web page raises WebPageError.
+    """
+    from huggingface_hub import get_session
+
+    asked: set[tuple[str, str, str | None]] = set()
+
+    def on_request(request: httpx2.Request) -> None:
+        question = (request.method, str(request.url), request.headers.get("range"))
+        if question in asked:
+            raise PassingError(_who(request.url), "does not answer")
+        asked.add(question)
+        if not _is_hub(request.url):
+            request.headers.pop("authorization", None)
+
+    def on_response(response: httpx2.Response) -> None:
+        status = response.status_code
+        if status in _PASSING:
+            after = response.headers.get("retry-after", "").strip()
+            raise PassingError(
+                _who(response.request.url),
+                f"answers with status {status}",
+                # A date, the other form, is as good as nothing: clocks differ.
+                retry_after_s=int(after) if after.isdecimal() else None,
+            )
+        kind = response.headers.get("content-type", "")
+        if response.is_success and kind.lower().startswith(("text/html", "application/xhtml")):
+            raise WebPageError
+
+    client = get_session()
+    hooks = client.event_hooks
+    client.event_hooks = {
+        "request": [*hooks["request"], on_request],
+        "response": [*hooks["response"], on_response],
+    }
+    try:
+        yield
+    finally:
+        client.event_hooks = hooks
+
+
+def as_passing(error: Exception) -> PassingError | None:
+    """Returns what is to be said of a fault that may pass, None if it will not."""
+    import httpx2
+
+    if isinstance(error, PassingError):
+        return error
+    if isinstance(error, httpx2.ProxyError):
+        return PassingError("the proxy", "does not let through", is_worth_waiting=False)
+    if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
+        said = f"cannot be reached ({str(error) or 'no answer'})"
+        return PassingError(_who(error.request.url), said, is_worth_waiting=False)
+    if isinstance(error, httpx2.TimeoutException):
+        return PassingError(_who(error.request.url), "has gone silent")
+    if isinstance(error, httpx2.NetworkError | httpx2.RemoteProtocolError):
+        return PassingError(_who(error.request.url), "broke the connection off")
+    return None
+
+
+def refuse_odd_token() -> None:
+    """Refuses a token that no header can carry; the client's complaint would show it.
+
+    Raises:
+        CheckpointError: There is one.
+    """
+    from huggingface_hub import get_token
+
+    token = get_token() or ""
+    if not (token.isascii() and token.isprintable()):
+        raise CheckpointError(
+            "the token of the hub holds characters that no token has",
+            remedy="run: hf auth login (or correct HF_TOKEN)",
+        )
+
+
+def _is_hub(url: httpx2.URL) -> bool:
+    import httpx2
+    from huggingface_hub.constants import ENDPOINT
+
+    return url.origin == httpx2.URL(ENDPOINT).origin
+
+
+def _who(url: httpx2.URL) -> str:
+    return "the hub" if _is_hub(url) else f"the hub's storage at {url.host}"

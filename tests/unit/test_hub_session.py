@@ -1,0 +1,106 @@
+"""The token of the hub, and what takes it along."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+
+import httpx2
+import huggingface_hub
+import pytest
+
+from edgezoo_core import environment, hub_errors, hub_session, installing
+from edgezoo_core.compiler import workers
+from edgezoo_core.errors import CheckpointError, ConversionError
+
+TOKEN = "hf_secretsecretsecretsecretsecretsecr"
+
+
+@pytest.fixture
+def seen() -> Iterator[list[httpx2.Request]]:
+    """Requests of the client's session, which all end in an empty answer."""
+    requests: list[httpx2.Request] = []
+
+    def answer(request):
+        requests.append(request)
+        return httpx2.Response(200)
+
+    client = httpx2.Client(transport=httpx2.MockTransport(answer))
+    huggingface_hub.set_client_factory(lambda: client)
+    yield requests
+    from huggingface_hub.utils._http import default_client_factory
+
+    huggingface_hub.set_client_factory(default_client_factory)
+
+
+@pytest.mark.parametrize(
+    ("url", "gets_it"),
+    [
+        ("https://huggingface.co/api/models", True),
+        ("https://huggingface.co:443/api/models", True),
+        ("http://huggingface.co/api/models", False),
+        ("https://huggingface.co:8443/api/models", False),
+        ("https://cdn.huggingface.co/api/models", False),
+        ("https://hf.co/api/models", False),
+        ("https://huggingface.co.example.org/api/models", False),
+        ("https://huggingface.co@example.org/api/models", False),
+    ],
+)
+def test_token_goes_to_the_origin_of_the_hub_alone(seen, url, gets_it):
+    with hub_session.guarded():
+        huggingface_hub.get_session().get(url, headers={"authorization": f"Bearer {TOKEN}"})
+    (request,) = seen
+    # A password of the address becomes a header of the same name.
+    assert (TOKEN in request.headers.get("authorization", "")) == gets_it
+    assert ("authorization" in request.headers) == gets_it
+
+
+def test_session_is_as_before_after_a_question(seen):
+    client = huggingface_hub.get_session()
+    with hub_session.guarded():
+        assert client.event_hooks["request"]
+    assert client.event_hooks == {"request": [], "response": []}
+
+
+def test_question_is_asked_once(seen):
+    client = huggingface_hub.get_session()
+    with hub_session.guarded():
+        client.get("https://huggingface.co/a")
+        client.get("https://huggingface.co/a", headers={"range": "bytes=8-"})
+        client.head("https://huggingface.co/a")
+        with pytest.raises(hub_session.PassingError, match="the hub does not answer"):
+            client.get("https://huggingface.co/a")
+    assert len(seen) == 3
+
+
+def test_no_process_that_edgezoo_starts_sees_the_token(monkeypatch):
+    for name in environment.TOKENS:
+        monkeypatch.setenv(name, TOKEN)
+    monkeypatch.setenv("HF_HOME", "somewhere")
+    assert TOKEN not in environment.without_tokens().values()
+    assert environment.without_tokens()["HF_HOME"] == "somewhere"
+    # pip, and a worker: each would end differently if it saw one.
+    asks = f"import os, sys; sys.exit({TOKEN!r} in os.environ.values())"
+    installing.run([sys.executable, "-c", asks])
+    monkeypatch.setattr(sys, "executable", "/usr/bin/env")
+    with pytest.raises(ConversionError) as failed:
+        workers.run("examine", [{}])
+    assert TOKEN not in str(failed.value)
+    assert os.environ["HF_TOKEN"] == TOKEN
+
+
+@pytest.mark.parametrize("token", ["hf_caf\u00e9", "hf_a\x01b"])
+def test_token_that_no_header_carries_is_refused_unseen(monkeypatch, token):
+    monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(CheckpointError) as refused:
+        hub_session.refuse_odd_token()
+    assert token not in refused.value.message + refused.value.remedy
+    assert "HF_TOKEN" in refused.value.remedy
+
+
+def test_error_of_the_client_is_told_without_secrets(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    words = f"Illegal header value b'Bearer {TOKEN}' for https://me:pass@word@example.org/x@y"
+    told = hub_errors.explain(RuntimeError(words), "acme/tiny", "main").message
+    assert "Illegal header value b'Bearer (token)' for https://example.org/x@y" in told
