@@ -15,7 +15,7 @@ from typing import IO, Any, TextIO
 
 import click
 
-from edgezoo_core.errors import EdgezooError
+from edgezoo_core.errors import EdgezooError, of_system
 
 #: Lines of the libraries' talk that are shown after a crash.
 TAIL_LINES = 30
@@ -115,8 +115,9 @@ def _quiet() -> Iterator[None]:
             yield
         except (EdgezooError, click.ClickException, click.Abort):
             raise
-        except Exception:
-            _show_tail(log)
+        except Exception as e:
+            if not (isinstance(e, OSError | MemoryError) and of_system(e)):
+                _show_tail(log)
             raise
 
 

@@ -141,6 +141,8 @@ class _Worker:
             )
         self._talk.seek(0)
         lines = self._talk.read().decode(errors="replace").splitlines()[-_TAIL_LINES:]
+        if errors.tells_out_of_memory("\n".join(lines)):
+            return errors.out_of_memory("a worker")
         how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
         return ConversionError(
             f"a worker died {how}; its last words:\n  " + "\n  ".join(lines),
