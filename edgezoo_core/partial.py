@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from edgezoo_core import locks
-from edgezoo_core.errors import DISK_FAULTS, ArtifactError
+from edgezoo_core.errors import DISK_FAULTS, ArtifactError, of_system
 
 
 @contextmanager
@@ -106,10 +106,10 @@ def reserved(path: Path) -> Iterator[None]:
 
 def unwritable(path: Path, cause: OSError) -> ArtifactError:
     """Returns the error for a place that cannot be written."""
-    is_full = cause.errno in DISK_FAULTS
+    told = of_system(cause)
     return ArtifactError(
         f"{path} cannot be written: {cause.strerror or cause}",
-        remedy=f"{'free some space' if is_full else 'check the permissions'}, or pass another path",
+        remedy=told.remedy if told else "choose another path",
     )
 
 

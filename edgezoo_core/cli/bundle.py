@@ -8,6 +8,7 @@ import click
 
 from edgezoo_core.cli.console import working
 from edgezoo_core.cli.options import json_option, print_json, verbose_option
+from edgezoo_core.errors import plain
 
 
 @click.command("bundle")
@@ -52,7 +53,7 @@ def bundle_command(
         return
     prompts = record["prompt_templates"]["kind"].replace("_", " ")
     start = "none" if record["start_token"] is None else record["start_token"]
-    click.echo(f"file            {path}")
+    click.echo(f"file            {plain(str(path))}")
     click.echo(f"size            {record['size_bytes'] / 1e6:.1f} MB")
     click.echo(f"sha256          {record['sha256']}")
     click.echo(f"tokenizer       {record['tokenizer']}")

@@ -139,6 +139,11 @@ class _Worker:
                 "a worker was killed, most likely because memory ran out",
                 remedy="close other programs, or pass --jobs 1",
             )
+        if code in (-signal.SIGTERM, -signal.SIGHUP, -signal.SIGINT):
+            return ConversionError(
+                f"a worker was ended from outside, by {signal.Signals(-code).name}",
+                remedy="run the command once more",
+            )
         self._talk.seek(0)
         lines = self._talk.read().decode(errors="replace").splitlines()[-_TAIL_LINES:]
         if errors.tells_out_of_memory("\n".join(lines)):

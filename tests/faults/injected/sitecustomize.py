@@ -1,4 +1,5 @@
-# ruff: noqa: PTH - what pathlib calls is what is watched here
+# What pathlib calls is watched here:
+# ruff: noqa: PTH115, PTH119
 """Faults from outside: on a command's PYTHONPATH, it makes one call of it or its workers fail.
 
 Every call that changes something in a watched folder is a point, and so is the import of the
