@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-import platform
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgezoo_core.errors import DISK_FAULTS, ArtifactError
-
-#: This machine, in the names of files that are not finished.
-HOST = platform.node() or "host"
+from edgezoo_core import checkpoint, partial
+from edgezoo_core.errors import ArtifactError
 
 #: Version of the manifest's layout.
 SCHEMA = 1
 BUNDLE_SUFFIX = ".litertlm"
+#: Field of a manifest whose file may have been replaced since: see `publish`.
+IN_DOUBT = "in_doubt"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +38,21 @@ def manifest_path(path: Path) -> Path:
     return path.with_suffix(".manifest.json")
 
 
+def refuse_odd(path: Path) -> None:
+    """Checks, before any work, that an output can be a file.
+
+    Raises:
+        ArtifactError: A folder or a device has its name, or a file the name of its folder.
+    """
+    if path.exists() and not path.is_file():
+        raise ArtifactError(f"{path} is no regular file", remedy="pass another --output")
+    above = next(folder for folder in path.parents if folder.exists())
+    if not above.is_dir():
+        raise ArtifactError(f"{above} is no folder", remedy="pass another --output")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise ArtifactError(f"{above} cannot be written", remedy="pass another --output")
+
+
 def refuse_existing(path: Path) -> None:
     """Checks, before any work, that an output is free.
 
@@ -58,39 +71,44 @@ def writing(path: Path) -> Iterator[tuple[Path, Path]]:
     """Gives two temporary files beside `path`: one to become it, one for scratch.
 
     When the block ends well, the first is synced and renamed to `path`. Whatever happens, neither
-    is left behind, and what stood at `path` before stays whole until it is replaced.
+    is left behind, and what stood at `path` before stays whole until it is replaced. A link is
+    followed.
 
     Raises:
         ArtifactError: The folder cannot be written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(path)
-        partial, scratch = (
-            path.with_name(f".{path.name}.{HOST}.{os.getpid()}.{kind}.partial")
-            for kind in ("output", "float32")
-        )
-        partial.touch()
-    except OSError as e:
-        raise ArtifactError(
-            f"{path.parent} cannot be written: {e.strerror or e}", remedy="pass another --output"
-        ) from e
-    try:
-        try:
-            yield partial, scratch
-        except OSError as e:
-            if e.errno not in DISK_FAULTS:
-                raise
-            raise _unwritable(path, e) from e
-        try:
-            _sync(partial)
-            partial.replace(path)
-        except OSError as e:
-            raise _unwritable(path, e) from e
-    finally:
-        for left in (partial, scratch):
-            with suppress(OSError):
-                left.unlink()
+    path = path.resolve()
+    with partial.files(path) as (output, scratch):
+        yield output, scratch
+        partial.place(output, path)
+
+
+def publish(
+    output: Path, path: Path, manifest: Mapping[str, Any], *, beside: Path | None = None
+) -> Artifact:
+    """Puts a finished temporary file at `path`, and the manifest that speaks of it in its place.
+
+    All that may run out of space is done before anything is replaced. Of two files the names
+    cannot change at once: in between, the manifest that was there says that it is in doubt, and a
+    reader compares every byte before it believes it.
+
+    Args:
+        output: The file, made by `partial.files`.
+        path: Where it goes; what stands there is replaced.
+        manifest: What is to be said of it.
+        beside: The file that the manifest stands beside, if that is another.
+
+    Raises:
+        ArtifactError: Something cannot be written; then what stood there before is whole.
+    """
+    where = manifest_path(beside or path)
+    with writing(where) as (record, _):
+        _write_json(record, manifest)
+        partial.sync(record)
+        partial.sync(output)
+        with _doubted(where):
+            partial.place(output, path)
+    return Artifact(beside or path, manifest)
 
 
 def write_manifest(path: Path, manifest: Mapping[str, Any]) -> Artifact:
@@ -99,8 +117,8 @@ def write_manifest(path: Path, manifest: Mapping[str, Any]) -> Artifact:
     Raises:
         ArtifactError: The folder cannot be written.
     """
-    with writing(manifest_path(path)) as (partial, _):
-        partial.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    with writing(manifest_path(path)) as (record, _):
+        _write_json(record, manifest)
     return Artifact(path, manifest)
 
 
@@ -119,11 +137,13 @@ def read(path: Path) -> Artifact:
     record = manifest.get("bundle") if path.suffix == BUNDLE_SUFFIX else manifest["artifact"]
     if record is None:
         return Artifact(path, None)
-    size, actual = record["size_bytes"], path.stat().st_size
-    if size != actual:
+    if not is_of(manifest, record, path):
+        size, actual = record["size_bytes"], path.stat().st_size
         raise ArtifactError(
-            f"{path} has {actual} bytes, its manifest says {size}",
-            remedy="one of the two was replaced: convert the model again",
+            f"{path} has {actual} bytes, its manifest says {size}"
+            if actual != size
+            else f"{path} is another file than its manifest describes",
+            remedy="one of the two was replaced: convert or bundle it again, with --force",
         )
     return Artifact(path, manifest)
 
@@ -151,34 +171,41 @@ def read_manifest(path: Path) -> Mapping[str, Any]:
     return manifest
 
 
-def _sweep(path: Path) -> None:
-    """Removes what processes of this machine left behind that were killed while they wrote."""
-    name = re.compile(rf"\.{re.escape(path.name)}\.{re.escape(HOST)}\.(\d+)\.\w+\.partial")
-    for left in path.parent.iterdir():
-        match = name.fullmatch(left.name)
-        if match and not is_alive(int(match[1])):
-            with suppress(OSError):
-                left.unlink()
+def is_of(manifest: Mapping[str, Any], record: Mapping[str, Any], path: Path) -> bool:
+    """Says whether a manifest speaks of a file as it is.
 
+    By its size and, where a process died while it replaced one of the two, by every byte.
 
-def is_alive(process: int) -> bool:
-    """Says whether a process of this machine runs."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
+    Args:
+        manifest: The whole manifest.
+        record: Its part about this file: `artifact` or `bundle`.
+        path: The file.
+    """
+    if record["size_bytes"] != path.stat().st_size:
         return False
-    except (OSError, OverflowError):  # another user's
-        return True
-    return True
+    return IN_DOUBT not in manifest or record["sha256"] == checkpoint.sha256(path)
 
 
-def _unwritable(path: Path, cause: OSError) -> ArtifactError:
-    return ArtifactError(
-        f"{path} cannot be written: {cause.strerror or cause}",
-        remedy="free some space, or pass another --output",
-    )
+@contextmanager
+def _doubted(where: Path) -> Iterator[None]:
+    """Marks the manifest at a place, if there is one, while the file that it describes changes."""
+    try:
+        before = where.read_text(encoding="utf-8")
+        manifest = json.loads(before)
+    except (OSError, ValueError, RecursionError):  # nobody believes it
+        manifest = None
+    if not isinstance(manifest, dict):
+        yield
+        return
+    with writing(where) as (marked, _):
+        _write_json(marked, {**manifest, IN_DOUBT: True})
+    try:
+        yield
+    except ArtifactError:  # nothing was replaced
+        with suppress(ArtifactError), writing(where) as (again, _):
+            again.write_text(before, encoding="utf-8")
+        raise
 
 
-def _sync(path: Path) -> None:
-    with path.open("rb") as f:
-        os.fsync(f.fileno())
+def _write_json(path: Path, manifest: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import random
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from edgezoo_core import artifact, compiler, provenance, zoo
+from edgezoo_core import artifact, compiler, partial, provenance, zoo
 from edgezoo_core import recipe as recipes
 from edgezoo_core import tokenizer as tokenizers
 from edgezoo_core.compiler import workers
@@ -80,12 +79,14 @@ def verify(
         VerificationError: There is no manifest, or the source is not what it was.
         EdgezooError: The source cannot be had, or the file cannot be run.
     """
-    made = provenance.trace(artifact.read(path), progress)
-    reading = _reading(made, text)
-    with tempfile.TemporaryDirectory(prefix=".verify-", dir=path.resolve().parent) as scratch:
-        judge = _Judge(path, made, reading, reference, runtime, Path(scratch), progress)
-        report = judge.report(max_kl, with_structure=with_structure)
-    artifact.write_manifest(path, {**made.manifest, "verification": report.record()})
+    where = path.resolve()
+    with partial.reserved(where):
+        made = provenance.trace(artifact.read(path), progress)
+        reading = _reading(made, text)
+        with partial.folder(where.parent, "verify") as scratch:
+            judge = _Judge(path, made, reading, reference, runtime, scratch, progress)
+            report = judge.report(max_kl, with_structure=with_structure)
+        artifact.write_manifest(path, {**made.manifest, "verification": report.record()})
     return report
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from edgezoo_core import artifact, bundle, compiler, hub, slots
+from edgezoo_core import artifact, bundle, compiler, hub, partial, slots
 from edgezoo_core import checkpoint as checkpoints
 from edgezoo_core.checkpoint import SourceFile
 from edgezoo_core.compiler import workers
@@ -42,12 +43,23 @@ class Order:
     with_bundle: bool
 
     def path(self, kv_cache_length: int) -> Path:
-        """Returns where the file goes; it must be free unless replacing was asked for."""
+        """Returns where the file goes; it must be free unless replacing was asked for.
+
+        Raises:
+            ArtifactError: It is not free, or nothing can stand there.
+        """
         name, recipe = self.source.target.name, self.job.recipe.name
         path = output_path(self.output, name, recipe, kv_cache_length)
+        artifact.refuse_odd(path)
         if not self.force:
             refuse_existing(path, with_bundle=self.with_bundle)
         return path
+
+    def take(self, kv_cache_length: int, held: ExitStack) -> Path:
+        """Returns where the file goes, which other processes leave alone until `held` closes."""
+        path = self.path(kv_cache_length)
+        held.enter_context(partial.reserved(path))
+        return self.path(kv_cache_length)  # another process may have been at it until now
 
 
 def output_path(output: Path, name: str, recipe: str, kv_cache_length: int) -> Path:
@@ -71,9 +83,10 @@ def refuse_existing(path: Path, *, with_bundle: bool) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """What either engine gives."""
+    """What either engine gives: a finished temporary file, where it goes, what to say of it."""
 
     path: Path
+    output: Path
     written: Mapping[str, Any]
     files: Sequence[SourceFile]
     options: SignatureOptions
@@ -85,43 +98,50 @@ class Made:
     from_cache: Sequence[str]
 
 
-def run(order: Order, engine: Engine, watch: Stopwatch) -> Made:
-    """Makes the file, whole or not at all.
+def run(order: Order, engine: Engine, watch: Stopwatch, held: ExitStack) -> Made:
+    """Makes the file, whole or not at all, beside the place where it is to go.
+
+    Args:
+        order: What is asked for.
+        engine: Which engine.
+        watch: Told of each stage.
+        held: Keeps the temporary file, and the place for it, until it closes.
 
     Raises:
         EdgezooError: The model cannot be converted, or the file cannot be written.
     """
-    return (_by_litert if engine == "litert" else _by_streaming)(order, watch)
+    return (_by_litert if engine == "litert" else _by_streaming)(order, watch, held)
 
 
-def _by_streaming(order: Order, watch: Stopwatch) -> Made:
+def _by_streaming(order: Order, watch: Stopwatch, held: ExitStack) -> Made:
     checkpoint = order.source.checkpoint
     with ExitStack() as stack:
         compiled = _compile(order, stack, watch)
-        path = order.path(compiled.options.kv_cache_length)
+        path = order.take(compiled.options.kv_cache_length, held)
         _warn(compiled.warnings, compiled.growth_bytes, order.job.recipe.name, compiled.options)
         from edgezoo_core.conversion import checking, streaming  # with numpy, later than a refusal
 
         streaming.check_streamable(compiled.program, checkpoint)
-        with artifact.writing(path) as (partial, _):
-            watch("streaming the weights")
-            _begin_file(partial, compiled)
-            files = streaming.fill(
-                partial,
-                compiled.program,
-                checkpoint,
-                adapters=order.adapters,
-                threads=order.jobs,
-                progress=watch,
-            )
-            _hold_against_hub(order.source, files)
-            watch("checking the file")
-            checking.check(partial, compiled.program, checkpoint, order.adapters)
-            watch("hashing the file")
-            written = _written(partial)
-            watch("syncing the file")
+        output, _ = held.enter_context(partial.files(path))
+        watch("streaming the weights")
+        _begin_file(output, compiled)
+        files = streaming.fill(
+            output,
+            compiled.program,
+            checkpoint,
+            adapters=order.adapters,
+            threads=order.jobs,
+            progress=watch,
+        )
+        _hold_against_hub(order.source, files)
+        watch("checking the file")
+        checking.check(output, compiled.program, checkpoint, order.adapters)
+        watch("hashing the file")
+        written = _written(output)
+        watch("syncing the file")
     return Made(
         path,
+        output,
         written,
         files,
         compiled.options,
@@ -152,16 +172,22 @@ def _compile(order: Order, stack: ExitStack, watch: Stopwatch) -> compiler.Compi
             return compile_with(is_kept=True)
         except CacheError as e:
             logger.warning("%s; converting without the cache", e.message)
-    return compile_with(is_kept=False)
+    try:
+        return compile_with(is_kept=False)
+    except CacheError as e:
+        raise ConversionError(
+            f"what is in the making cannot be kept in {tempfile.gettempdir()}: {e.message}",
+            remedy="free some space there, or set TMPDIR to a folder that can be written",
+        ) from e
 
 
-def _begin_file(partial: Path, compiled: compiler.Compiled) -> None:
-    with partial.open("wb") as file:
+def _begin_file(output: Path, compiled: compiler.Compiled) -> None:
+    with output.open("wb") as file:
         shutil.copyfileobj(compiled.head, file, 1 << 22)
         file.truncate(compiled.program.size_bytes)
 
 
-def _by_litert(order: Order, watch: Stopwatch) -> Made:
+def _by_litert(order: Order, watch: Stopwatch, held: ExitStack) -> Made:
     if order.adapters:
         raise ConversionError(
             "litert-torch's path merges no adapters", remedy="leave out --engine litert"
@@ -170,18 +196,19 @@ def _by_litert(order: Order, watch: Stopwatch) -> Made:
     (examined,) = workers.run("examine", [{"job": job}], watch)
     context_length = examined.result["context_length"]
     options = complete(order.job.shapes, order.job.base, context_length)
-    path = order.path(options.kv_cache_length)
-    with artifact.writing(path) as (partial, scratch):
-        request = {"job": job, "output": str(partial), "scratch": str(scratch)}
-        (answer,) = workers.run("litert", [request], watch)
-        result = answer.result
-        files = order.source.checkpoint.hash_files(watch)
-        _hold_against_hub(order.source, files)
-        watch("hashing the file")
-        written = _written(partial)
+    path = order.take(options.kv_cache_length, held)
+    output, scratch = held.enter_context(partial.files(path))
+    request = {"job": job, "output": str(output), "scratch": str(scratch)}
+    (answer,) = workers.run("litert", [request], watch)
+    result = answer.result
+    files = order.source.checkpoint.hash_files(watch)
+    _hold_against_hub(order.source, files)
+    watch("hashing the file")
+    written = _written(output)
     _warn(result["warnings"], result["growth_bytes"], order.job.recipe.name, options)
     return Made(
         path,
+        output,
         written,
         files,
         options,

@@ -11,6 +11,31 @@ if TYPE_CHECKING:
 #: Faults of a disk that is written to; any other OSError while a file is made has another cause.
 DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 
+#: Faults of a path that the user named, or of the machine, with what to do about them.
+_SYSTEM_FAULTS = {
+    **dict.fromkeys(DISK_FAULTS, "free some space there, or choose another disk"),
+    errno.EACCES: "check the permissions, or choose another path",
+    errno.EPERM: "check the permissions, or choose another path",
+    errno.ENOENT: "check the path; a folder may have been removed meanwhile",
+    errno.ENOTDIR: "check the path",
+    errno.EISDIR: "check the path",
+    errno.ELOOP: "check the path",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EMFILE: "raise the limit of open files: ulimit -n",
+    errno.ENFILE: "close other programs",
+    errno.ENOMEM: "close other programs, or use a machine with more memory",
+    errno.EAGAIN: "raise the limit of processes: ulimit -u",
+}
+#: How libraries say that memory ran out.
+_NO_MEMORY = (
+    "bad_alloc",
+    "MemoryError",
+    "annot allocate memory",
+    "can't allocate memory",
+    "out of memory",
+    "RESOURCE_EXHAUSTED",
+)
+
 #: A message lists at most so many names; the rest is a count.
 LONGEST_LIST = 10
 
@@ -75,6 +100,30 @@ class BatchError(EdgezooError):
 
 class EvaluationError(EdgezooError):
     """A task is not known, cannot be loaded, or asks for what a converted file cannot do."""
+
+
+def of_system(fault: OSError | MemoryError) -> EdgezooError | None:
+    """Returns what a fault of the disk or the machine says to the user; None for any other."""
+    if isinstance(fault, MemoryError):
+        return out_of_memory("edgezoo")
+    remedy = _SYSTEM_FAULTS.get(fault.errno or 0)
+    if remedy is None:
+        return None
+    where = f"{fault.filename}: " if fault.filename else ""
+    return EdgezooError(f"{where}{fault.strerror}", remedy=remedy)
+
+
+def out_of_memory(who: str) -> ConversionError:
+    """Returns the error for a process whose memory ran out."""
+    return ConversionError(
+        f"memory ran out in {who}",
+        remedy="close other programs, pass --jobs 1, or use a machine with more memory",
+    )
+
+
+def tells_out_of_memory(text: str) -> bool:
+    """Says whether the last words of a process, or of a library, are that memory ran out."""
+    return any(words in text for words in _NO_MEMORY)
 
 
 def listing(names: Iterable[str]) -> str:

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from edgezoo_core import artifact, provenance, zoo
+from edgezoo_core import artifact, partial, provenance, zoo
 from edgezoo_core.artifact import Artifact
 from edgezoo_core.types import Progress, silent
 
 logger = logging.getLogger(__name__)
 
 #: What of a manifest is not made by the conversion itself, or tells the time.
-_APART = ("created", "verification")
+_APART = ("created", "verification", artifact.IN_DOUBT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +61,12 @@ def reproduce(manifest: Path, progress: Progress = silent) -> Reproduction:
         logger.warning("%s was %s, and is %s now", name, then, now or "not installed")
     made = provenance.trace(Artifact(manifest, recorded), progress)
     name = recorded["artifact"]["file"]
-    with tempfile.TemporaryDirectory(prefix=".reproduce-", dir=manifest.resolve().parent) as folder:
+    with partial.folder(manifest.resolve().parent, "reproduce") as folder:
         again = zoo.convert_source(
             made.source,
             recipe=made.recipe,
             shapes=made.shapes,
-            output=Path(folder) / name,
+            output=folder / name,
             adapters=made.adapters,
             engine=recorded["engine"],
             with_bundle="bundle" in recorded,

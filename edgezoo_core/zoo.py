@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -17,7 +18,7 @@ from edgezoo_core.artifact import Artifact
 from edgezoo_core.checkpoint import SourceFile
 from edgezoo_core.compiler import workers
 from edgezoo_core.engines import Engine
-from edgezoo_core.errors import ArtifactError
+from edgezoo_core.errors import ArtifactError, EdgezooError
 from edgezoo_core.planning import Plan
 from edgezoo_core.plugins import Plugin
 from edgezoo_core.shapes import Shapes
@@ -187,20 +188,21 @@ def pack(
 def _carry_out(order: engines.Order, engine: Engine, watch: Stopwatch) -> Conversion:
     # Told before any work, where the length of the cache is known without the model.
     order.path(order.job.shapes.kv_cache_length or order.job.base.kv_cache_length)
-    made = engines.run(order, engine, watch)
-    peaks = {**made.peaks, "streaming": peak_memory_bytes()}
-    written = artifact.write_manifest(made.path, _manifest(order, made, engine))
-    packed = None
-    if order.with_bundle:
-        packed = bundle.default_path(made.path)
-        try:
-            _, peaks["bundle"] = pack(written, order.source.checkpoint.folder, packed, watch)
-        except ArtifactError as e:
-            raise ArtifactError(
-                f"{made.path} is converted, but not bundled: {e.message}",
-                remedy=f"pass --no-bundle to convert; for the bundle, {e.remedy}",
-            ) from e
-        written = artifact.read(made.path)
+    with ExitStack() as held:
+        made = engines.run(order, engine, watch, held)
+        peaks = {**made.peaks, "streaming": peak_memory_bytes()}
+        written = artifact.publish(made.output, made.path, _manifest(order, made, engine))
+        packed = None
+        if order.with_bundle:
+            packed = bundle.default_path(made.path)
+            try:
+                _, peaks["bundle"] = pack(written, order.source.checkpoint.folder, packed, watch)
+            except EdgezooError as e:
+                raise ArtifactError(
+                    f"{made.path} is converted, but not bundled: {e.message}",
+                    remedy=f"pass --no-bundle to convert; for the bundle, {e.remedy}",
+                ) from e
+            written = artifact.read(made.path)
     return Conversion(written, packed, watch.finish(), peaks, made.from_cache)
 
 

@@ -8,20 +8,16 @@ nobody reads half of one.
 from __future__ import annotations
 
 import json
-import re
-import secrets
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from os import getpid, getuid
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from edgezoo_core.artifact import HOST, is_alive
+from edgezoo_core import partial
 from edgezoo_core.batch.tasks import Task
 from edgezoo_core.checkpoint import sha256
 from edgezoo_core.errors import BatchError
@@ -30,8 +26,8 @@ from edgezoo_core.errors import BatchError
 SCHEMA = 1
 
 _RECORDS = "records"
-_PARTIAL = ".partial"
-_LEFT = re.compile(rf"{re.escape(HOST)}\.(\d+)\.[0-9a-f]+")
+#: What folders of tasks in the making are called (see `edgezoo_core.partial.folder`).
+_MAKING = "batch"
 
 
 class Store:
@@ -55,13 +51,8 @@ class Store:
             ) from e
         self._root = self._root.rstrip("/")
         self.is_local = isinstance(self._files, LocalFileSystem)
-        self._partial = (
-            Path(self._root) / _PARTIAL
-            if self.is_local
-            else Path(tempfile.gettempdir()) / f"edgezoo-batch-{getuid()}"
-        )
-        #: A folder on the disk that files are made on; it need not be there yet.
-        self.disk = self._partial.parent
+        #: The folder that files are made in; it need not be there yet.
+        self.disk = Path(self._root if self.is_local else tempfile.gettempdir())
         #: What opens the same store elsewhere.
         self.url = self._root if self.is_local else self._files.unstrip_protocol(self._root)
 
@@ -84,20 +75,10 @@ class Store:
     @contextmanager
     def scratch(self) -> Iterator[Path]:
         """Gives a folder to make files in, on the store's own disk if it has one here."""
-        self.sweep()
-        folder = self._partial / f"{HOST}.{getpid()}.{secrets.token_hex(4)}"
         with self._telling():
-            while not folder.is_dir():
-                # Another process may remove the empty parent in between.
-                with suppress(FileNotFoundError):
-                    self._partial.mkdir(parents=True, exist_ok=True)
-                    folder.mkdir()
-        try:
+            self.disk.mkdir(parents=True, exist_ok=True)
+        with partial.folder(self.disk, _MAKING) as folder:
             yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-            with suppress(OSError):  # another process has its own in there
-                self._partial.rmdir()
 
     def publish(self, task: Task, files: Mapping[str, Path], record: Mapping[str, Any]) -> Any:
         """Puts files into the store, beside one another, and then the record of them.
@@ -154,10 +135,7 @@ class Store:
 
     def sweep(self) -> None:
         """Removes what processes of this machine left here that were killed."""
-        for left in self._partial.iterdir() if self._partial.is_dir() else ():
-            match = _LEFT.fullmatch(left.name)
-            if match and not is_alive(int(match[1])):
-                shutil.rmtree(left, ignore_errors=True)
+        partial.sweep_folders(self.disk, _MAKING)
 
     def has_files(self, record: Mapping[str, Any]) -> bool:
         """Says whether a record's files are there with their sizes.

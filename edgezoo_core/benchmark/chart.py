@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from edgezoo_core import artifact
 from edgezoo_core.benchmark.figures import Line, Report, Spread
 from edgezoo_core.errors import ArtifactError
 
@@ -46,12 +47,8 @@ def draw(report: Report, path: Path) -> None:
         axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
         axes.grid(alpha=0.3)
     figure.legend(*speed.get_legend_handles_labels(), loc="outside lower center")
-    try:
-        figure.savefig(path, format="png", dpi=150)
-    except OSError as e:
-        raise ArtifactError(
-            f"{path} cannot be written: {e.strerror or e}", remedy="pass another --plot"
-        ) from e
+    with artifact.writing(path) as (output, _):
+        figure.savefig(output, format="png", dpi=150)
 
 
 def _series(report: Report) -> dict[str, list[Line]]:

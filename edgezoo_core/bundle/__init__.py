@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgezoo_core import artifact
+from edgezoo_core import artifact, partial
 from edgezoo_core import decoder as decoders
 from edgezoo_core.artifact import BUNDLE_SUFFIX, Artifact
 from edgezoo_core.bundle import metadata, packing, prompts, vocabulary
@@ -110,20 +110,24 @@ def build(converted: Artifact, texts: Path, output: Path, progress: Progress = s
     stop = metadata.stop_tokens(words, found, configs)
     drawn = metadata.sampling(generation, decoder.vocabulary)
     about = metadata.llm(words, found, stop, drawn, decoder)
-    packed = _write(converted, words, about, metadata.executor(decoder.cache), output, progress)
-    bundle = Bundle(
-        output,
-        packed.size_bytes,
-        packed.sha256,
-        words.form,
-        found,
-        words.start_token,
-        stop,
-        decoder.cache.capacity,
-    )
-    if converted.manifest is not None:
-        record = bundle.record(converted.path.parent)
-        artifact.write_manifest(converted.path, {**converted.manifest, "bundle": record})
+    with partial.files(output.resolve()) as (made, _):
+        packed = _write(converted, words, about, metadata.executor(decoder.cache), made, progress)
+        bundle = Bundle(
+            output,
+            packed.size_bytes,
+            packed.sha256,
+            words.form,
+            found,
+            words.start_token,
+            stop,
+            decoder.cache.capacity,
+        )
+        if converted.manifest is None:
+            partial.place(made, output.resolve())
+        else:
+            manifest = {k: v for k, v in converted.manifest.items() if k != artifact.IN_DOUBT}
+            manifest["bundle"] = bundle.record(converted.path.parent)
+            artifact.publish(made, output.resolve(), manifest, beside=converted.path)
     return bundle
 
 
@@ -146,7 +150,7 @@ def _write(
     output: Path,
     progress: Progress,
 ) -> packing.Packed:
-    with tempfile.TemporaryDirectory() as temporary, artifact.writing(output) as (partial, _):
+    with tempfile.TemporaryDirectory() as temporary:
         scratch = Path(temporary)
         sections = packing.Sections(
             scratch / "llm_metadata.pb",
@@ -157,7 +161,7 @@ def _write(
         )
         sections.llm_metadata.write_bytes(llm_metadata)
         sections.executor_metadata.write_bytes(executor_metadata)
-        packed = packing.pack(sections, partial, progress)
+        packed = packing.pack(sections, output, progress)
         recorded = (converted.manifest or {}).get("artifact", {}).get("sha256")
         if recorded not in (None, packed.model_sha256):
             raise ArtifactError(

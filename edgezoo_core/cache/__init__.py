@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from edgezoo_core import locks
 from edgezoo_core.cache import disk
 from edgezoo_core.cache.entry import (
     KEY,
@@ -33,9 +34,6 @@ from edgezoo_core.errors import DISK_FAULTS, CacheError
 __all__ = ["Cache", "Entry", "Adding", "Kind", "KINDS", "digest", "default_root"]
 
 logger = logging.getLogger(__name__)
-
-#: Where locks do not work, what was left for so long has no maker any more.
-DAY_S = 24 * 60 * 60
 
 _PARTIAL = re.compile(r"[0-9]+-[0-9a-f]{16}")
 _TAKEN = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}
@@ -104,11 +102,12 @@ class Cache:
 
     @contextmanager
     def lock(
-        self, name: str, key: str, waiting: Callable[[], None] | None = None
+        self, name: str, key: str, waiting: Callable[[str], None] | None = None
     ) -> Iterator[None]:
-        """Lets one process pass at a time; `waiting` is called once if it is another one's turn.
+        """Lets one process pass at a time; `waiting` is told once whose turn it is instead.
 
-        A process that dies frees its locks. The empty files stay: to remove one would be a race.
+        A process that dies frees its locks; for one that lives and stands still there is no limit.
+        The files stay: to remove one would be a race.
 
         Raises:
             CacheError: The cache cannot be written, or its disk has no locks.
@@ -118,12 +117,13 @@ class Cache:
         path = self.root / "locks" / f"{name}-{key}.lock"
         with _telling(self.root):
             path.parent.mkdir(parents=True, exist_ok=True)
-            file = path.open("ab")
+            file = path.open("a+b")
         with file:
-            if disk.try_lock(file.fileno()) is False and waiting:
-                waiting()
+            if locks.try_lock(file.fileno()) is False and waiting:
+                waiting(locks.holder(file.fileno()))
             with _telling(self.root):
                 fcntl.flock(file, fcntl.LOCK_EX)
+            locks.sign(file.fileno())
             try:
                 yield
             finally:  # not left to closing the file, which a forked child has open, too
@@ -238,10 +238,7 @@ class Cache:
             with suppress(OSError):
                 descriptor = os.open(left, os.O_RDONLY | os.O_NONBLOCK)
                 try:
-                    is_left = disk.try_lock(descriptor)
-                    if is_left is None:
-                        is_left = time.time() - left.stat().st_mtime > DAY_S
-                    if is_left:
+                    if locks.is_abandoned(descriptor):
                         freed += disk.size_bytes(left)
                         disk.delete(left)
                 finally:

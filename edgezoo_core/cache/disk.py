@@ -1,8 +1,7 @@
-"""Files and locks that other processes meddle with at the same time."""
+"""Files that other processes meddle with at the same time."""
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import re
@@ -56,14 +55,3 @@ def delete(path: Path) -> None:
             path.unlink()
     else:
         shutil.rmtree(path, ignore_errors=True)
-
-
-def try_lock(descriptor: int) -> bool | None:
-    """Locks an open file or folder if it is free; returns None where that cannot be told."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # some network file systems
-        return None
-    return True

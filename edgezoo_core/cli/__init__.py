@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import signal
+import sys
 from typing import Any
 
 import click
 
 from edgezoo_core import __version__
-from edgezoo_core.errors import EdgezooError
+from edgezoo_core.errors import EdgezooError, of_system
 
 #: Command -> the module that defines it under its name. A command is imported when it is asked for,
 #: so that `edgezoo list` pays for nothing else.
@@ -45,8 +47,34 @@ class _Failure(click.ClickException):
         click.echo(f"Error: {self.message}\nFix: {self.remedy}", err=True)
 
 
+class _Interrupted(click.ClickException):
+    """Ctrl-C. The exit code is the one that shells give."""
+
+    exit_code = 128 + signal.SIGINT
+
+    def __init__(self) -> None:
+        super().__init__("Aborted!")
+
+    def show(self, file: Any = None) -> None:
+        click.echo(self.message, err=True)
+
+
 class _Commands(click.Group):
     """The one error boundary, and the lazy list of commands."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        from edgezoo_core.cli import process
+
+        process.complete_streams()
+        with process.ending_in_order():
+            try:
+                return super().main(*args, **kwargs)
+            except (OSError, MemoryError) as e:
+                told = of_system(e)
+                if told is None:
+                    raise
+                _Failure(told).show()
+                sys.exit(1)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -63,6 +91,8 @@ class _Commands(click.Group):
             return super().invoke(ctx)
         except EdgezooError as e:
             raise _Failure(e) from e
+        except (KeyboardInterrupt, click.Abort) as e:
+            raise _Interrupted from e
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -8,6 +8,7 @@ import click
 
 from edgezoo_core.cli.console import working
 from edgezoo_core.cli.options import json_option, print_json, verbose_option
+from edgezoo_core.errors import plain
 
 
 @click.command("bundle")
@@ -31,25 +32,28 @@ def bundle_command(
 ) -> None:
     """Bundle FILE, a converted .tflite, with its tokenizer and chat template for LiteRT-LM."""
     with working(verbose=verbose) as stages:
-        from edgezoo_core import artifact, bundle, sources, zoo
+        from edgezoo_core import artifact, bundle, partial, sources, zoo
 
-        converted = artifact.read(file)
-        path = bundle.default_path(file, output and output.expanduser())
-        if not force:
-            bundle.refuse_existing(path)
-        texts = (
-            sources.tokenizer_folder(tokenizer, stages)
-            if tokenizer
-            else sources.text_folder(converted, stages)
-        )
-        record, _ = zoo.pack(converted, texts, path, stages)
+        artifact.read(file)  # told before a lock is left beside what is no artifact
+        with partial.reserved(file.resolve()):
+            converted = artifact.read(file)
+            path = bundle.default_path(file, output and output.expanduser())
+            artifact.refuse_odd(path.resolve())
+            if not force:
+                bundle.refuse_existing(path)
+            texts = (
+                sources.tokenizer_folder(tokenizer, stages)
+                if tokenizer
+                else sources.text_folder(converted, stages)
+            )
+            record, _ = zoo.pack(converted, texts, path, stages)
         stages.done()
     if as_json:
         print_json({"path": str(path), **record})
         return
     prompts = record["prompt_templates"]["kind"].replace("_", " ")
     start = "none" if record["start_token"] is None else record["start_token"]
-    click.echo(f"file            {path}")
+    click.echo(f"file            {plain(str(path))}")
     click.echo(f"size            {record['size_bytes'] / 1e6:.1f} MB")
     click.echo(f"sha256          {record['sha256']}")
     click.echo(f"tokenizer       {record['tokenizer']}")

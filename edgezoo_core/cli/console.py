@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -15,10 +16,12 @@ from typing import IO, Any, TextIO
 
 import click
 
-from edgezoo_core.errors import EdgezooError
+from edgezoo_core.errors import EdgezooError, of_system
 
 #: Lines of the libraries' talk that are shown after a crash.
 TAIL_LINES = 30
+#: Where there is no spinner, a stage that takes longer says so, and again after as long.
+REMINDER_S = 60.0
 
 
 def show_log(*, verbose: bool) -> None:
@@ -46,13 +49,15 @@ def working(*, verbose: bool) -> Iterator[Stages]:
 
 
 class Stages:
-    """Shows one stage at a time: a spinner on a terminal, plain lines elsewhere."""
+    """Shows one stage at a time: a spinner with its time on a terminal, plain lines elsewhere."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._stage: str | None = None
         self._began = 0.0
         self._spinner: Any = None
+        self._advance = ""
+        self._reminder: threading.Timer | None = None
 
     def __enter__(self) -> Stages:
         return self
@@ -63,12 +68,21 @@ class Stages:
     def __call__(self, stage: str) -> None:
         """Ends the current stage and begins the next."""
         self._close(is_done=True)
-        self._stage, self._began = stage, time.perf_counter()
-        if self._stream.isatty():
+        self._stage, self._began, self._advance = stage, time.perf_counter(), ""
+        if not self._stream.isatty():
+            self._remind_later()
+        else:
             from rich.console import Console
 
-            self._spinner = Console(file=self._stream).status(stage)
+            self._spinner = Console(file=self._stream).status(self)
             self._spinner.start()
+
+    def __rich__(self) -> str:
+        """What stands beside the spinner, asked for with every frame of it."""
+        from rich.markup import escape
+
+        elapsed = time.perf_counter() - self._began
+        return escape(f"{self._stage}  {elapsed:.0f} s{self._advance}")
 
     def advance(self, done_bytes: int, total_bytes: int) -> None:
         """Shows how much of the stage is done, its rate and the time left."""
@@ -77,8 +91,8 @@ class Stages:
         elapsed = time.perf_counter() - self._began
         rate = done_bytes / elapsed if elapsed else 0.0
         left = (total_bytes - done_bytes) / rate if rate else 0.0
-        self._spinner.update(
-            f"{self._stage}  {done_bytes / 1e9:.2f} of {total_bytes / 1e9:.2f} GB"
+        self._advance = (
+            f"  {done_bytes / 1e9:.2f} of {total_bytes / 1e9:.2f} GB"
             f"  {rate / 1e6:.0f} MB/s  {left:.0f} s left"
         )
 
@@ -86,7 +100,23 @@ class Stages:
         """Ends the current stage; what follows is the result."""
         self._close(is_done=True)
 
+    def _remind_later(self) -> None:
+        self._reminder = threading.Timer(REMINDER_S, self._remind)
+        self._reminder.daemon = True
+        self._reminder.start()
+
+    def _remind(self) -> None:
+        stage, elapsed = self._stage, time.perf_counter() - self._began
+        if self._reminder is None:  # the stage has ended just now
+            return
+        with suppress(OSError, ValueError):  # the stream may be closed by now
+            click.echo(f"{elapsed:6.1f} s  {stage}: still at it", file=self._stream)
+            self._remind_later()
+
     def _close(self, *, is_done: bool) -> None:
+        if self._reminder is not None:
+            self._reminder.cancel()
+            self._reminder = None
         if self._spinner is not None:
             self._spinner.stop()
             self._spinner = None
@@ -114,8 +144,9 @@ def _quiet() -> Iterator[None]:
             yield
         except (EdgezooError, click.ClickException, click.Abort):
             raise
-        except Exception:
-            _show_tail(log)
+        except Exception as e:
+            if not (isinstance(e, OSError | MemoryError) and of_system(e)):
+                _show_tail(log)
             raise
 
 
@@ -139,7 +170,10 @@ def _redirected(name: str, descriptor: int, log: IO[bytes]) -> Iterator[None]:
     except (OSError, ValueError):
         is_bound = False
     if is_bound:
-        setattr(sys, name, os.fdopen(os.dup(saved), "w", encoding=stream.encoding, buffering=1))
+        own = os.fdopen(
+            os.dup(saved), "w", encoding=stream.encoding, errors=stream.errors, buffering=1
+        )
+        setattr(sys, name, own)
     os.dup2(log.fileno(), descriptor)
     try:
         yield

@@ -17,6 +17,7 @@ from edgezoo_core.cli.options import (
     verbose_option,
 )
 from edgezoo_core.cli.verify import FAILED, print_report
+from edgezoo_core.errors import plain
 from edgezoo_core.shapes import KvLayout, Shapes
 
 if TYPE_CHECKING:
@@ -119,11 +120,11 @@ def _print(conversion: Conversion) -> None:
     manifest = cast("dict[str, Any]", conversion.artifact.manifest)
     written = manifest["artifact"]
     signatures = ", ".join(s["name"] for s in manifest["signatures"])
-    click.echo(f"file            {conversion.artifact.path}")
+    click.echo(f"file            {plain(str(conversion.artifact.path))}")
     click.echo(f"size            {written['size_bytes'] / 1e6:.1f} MB")
     click.echo(f"sha256          {written['sha256']}")
     click.echo(f"signatures      {signatures}")
     if conversion.bundle:
-        click.echo(f"bundle          {conversion.bundle}")
+        click.echo(f"bundle          {plain(str(conversion.bundle))}")
     click.echo(f"time            {sum(conversion.seconds.values()):.1f} s")
     click.echo(f"peak memory     {max(conversion.peak_memory_bytes.values()) / 1e9:.2f} GB")

@@ -40,6 +40,10 @@ def test_command(
     """
     # What the libraries and the plugin print is no data.
     talk = sys.stderr if verbose else io.StringIO()
+    if output:
+        from edgezoo_core import artifact
+
+        artifact.refuse_odd(output.resolve())
     with working(verbose=verbose) as stages, redirect_stdout(talk):
         from edgezoo_core.testkit import examination
 
@@ -58,10 +62,10 @@ def test_command(
 def _write(report: Report, output: Path) -> None:
     import json
 
-    try:
-        output.write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
-    except OSError as e:
-        raise click.FileError(str(output), hint=e.strerror) from e
+    from edgezoo_core import artifact
+
+    with artifact.writing(output) as (partial, _):
+        partial.write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
 
 
 def _print(report: Report) -> None:

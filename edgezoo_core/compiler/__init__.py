@@ -144,10 +144,10 @@ class _Compilation:
     def run(self) -> Compiled:
         """Finds or makes trace and skeleton."""
         trace = self._trace()
-        skeleton = self._skeleton(trace)
         try:
-            head = skeleton.path(HEAD).open("rb")
             about = json.loads(trace.path(TRACE).read_text(encoding="utf-8"))
+            skeleton = self._skeleton(trace)
+            head = skeleton.path(HEAD).open("rb")
             made = json.loads(skeleton.path(PROGRAM).read_text(encoding="utf-8"))
         except FileNotFoundError as e:  # another process cleared the cache just now
             raise CacheError(f"{e.filename} is gone", remedy="convert once more") from e
@@ -242,8 +242,8 @@ class _Compilation:
             f"{name} ({self._job.model.family}), prefill {lengths}, KV {options['kv_cache_length']}"
         )
 
-    def _wait(self) -> None:
-        self._progress("waiting for another process that compiles the same model")
+    def _wait(self, holder: str) -> None:
+        self._progress(f"waiting for {holder}, which compiles the same model")
 
 
 def identity(plugin: Plugin) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Other packages make workers of their own stages: see `main`.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import importlib
 import json
@@ -16,10 +17,16 @@ import sys
 import threading
 import traceback
 import warnings
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from edgezoo_core import errors
 from edgezoo_core.errors import DISK_FAULTS, EdgezooError
+
+#: Stages that read and write the cache, without which a conversion can do.
+_KEEPING = ("trace", "skeleton")
+#: Linux: the signal that a process gets when its parent dies.
+_PR_SET_PDEATHSIG = 1
 
 
 class _Parent:
@@ -72,6 +79,7 @@ def _serve(stages: str) -> int:
     gc.disable()
     # Ctrl-C at a terminal reaches all processes; the parent decides and ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _die_with_parent()
     parent = _Parent()
     request = json.loads(sys.stdin.readline())
     stage = request.pop("stage")
@@ -84,15 +92,14 @@ def _serve(stages: str) -> int:
         kind = next(k.__name__ for k in type(e).__mro__ if hasattr(errors, k.__name__))
         parent.tell(error={"kind": kind, "message": e.message, "remedy": e.remedy})
         return 1
-    except OSError as e:
-        if e.errno not in DISK_FAULTS:
+    except (OSError, MemoryError) as e:
+        told = errors.of_system(e)
+        if told is None:
             traceback.print_exc()
             return 1
-        # Without its cache a conversion can do, without its output it cannot.
-        kind = "ArtifactError" if stage in ("litert", "make", "pack") else "CacheError"
-        message = f"{e.filename or 'the disk'} cannot be written: {e.strerror}"
-        remedy = "free some space, or choose another disk"
-        parent.tell(error={"kind": kind, "message": message, "remedy": remedy})
+        is_kept = stage in _KEEPING and isinstance(e, OSError) and _is_below(e, request)
+        kind = "CacheError" if is_kept else type(told).__name__
+        parent.tell(error={"kind": kind, "message": told.message, "remedy": told.remedy})
         return 1
     except BaseException:
         traceback.print_exc()
@@ -102,8 +109,22 @@ def _serve(stages: str) -> int:
     return 0
 
 
+def _is_below(fault: OSError, request: Mapping[str, Any]) -> bool:
+    """Says whether a fault is of the disk, or of a file in the cache's folders."""
+    folders = [request[name] for name in ("folder", "trace_folder") if name in request]
+    below = any(str(fault.filename).startswith(folder) for folder in folders)
+    return below or fault.errno in DISK_FAULTS
+
+
+def _die_with_parent() -> None:
+    """Lets the kernel end this process with its parent, even in a library that holds the GIL."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def _end_with_parent() -> None:
-    # The pipe closes when the parent is gone, however it went.
+    # The pipe closes when the parent is gone, however it went: elsewhere than on Linux, and for a
+    # parent that was gone before the kernel was asked.
     while sys.stdin.read(1):
         pass
     os._exit(1)

@@ -178,8 +178,15 @@ class _Worker:
                 "a worker was killed, most likely because memory ran out",
                 remedy="close other programs, or pass --jobs 1",
             )
+        if code in (-signal.SIGTERM, -signal.SIGHUP, -signal.SIGINT):
+            return ConversionError(
+                f"a worker was ended from outside, by {signal.Signals(-code).name}",
+                remedy="run the command once more",
+            )
         self._talk.seek(0)
         lines = self._talk.read().decode(errors="replace").splitlines()[-_TAIL_LINES:]
+        if errors.tells_out_of_memory("\n".join(lines)):
+            return errors.out_of_memory("a worker")
         how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
         return ConversionError(
             f"a worker died {how}; its last words:\n  " + "\n  ".join(lines),

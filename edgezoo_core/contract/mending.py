@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from edgezoo_core import artifact, contract
+from edgezoo_core import contract, partial
 from edgezoo_core.bundle import exchange, sections
 from edgezoo_core.bundle import metadata as metadatas
 from edgezoo_core.bundle.exchange import Part
@@ -71,14 +71,14 @@ def mend(path: Path, texts: Path | None = None, progress: Progress = silent) -> 
     parts = _Mending(subject, subject.bundle, violated).parts()
     if not parts:
         return before
-    with artifact.writing(path) as (partial, _):
+    with partial.reserved(path.resolve()), partial.files(path.resolve()) as (output, _):
         progress("writing the bundle")
-        sha256 = exchange.write(subject.bundle, parts, partial)
-        size = partial.stat().st_size
-        after = contract.check(partial, texts, progress)
+        sha256 = exchange.write(subject.bundle, parts, output)
+        size = output.stat().st_size
+        after = contract.check(output, texts, progress)
         _refuse_harm(before, after)
-    record = _known(lambda: _record(open_subject(path, texts))) or {}
-    manifest.renew(path, {"size_bytes": size, "sha256": sha256, **record})
+        record = _known(lambda: _record(open_subject(output, texts))) or {}
+        manifest.publish(output, path, {"size_bytes": size, "sha256": sha256, **record})
     left = {finding.rule for finding in after.findings}
     return replace(after, path=path, mended=tuple(sorted(violated - left)))
 

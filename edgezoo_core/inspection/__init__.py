@@ -102,10 +102,8 @@ def _recipe(path: Path) -> tuple[Mapping[str, Any], str | None]:
     foreign = f"{beside.name} is of another file, and was not read"
     try:
         manifest = json.loads(beside.read_text(encoding="utf-8"))
-        if sections.is_bundle(path):
-            is_its_own = manifest["bundle"]["size_bytes"] == path.stat().st_size
-        else:
-            is_its_own = manifest["artifact"]["size_bytes"] == path.stat().st_size
+        record = manifest["bundle" if sections.is_bundle(path) else "artifact"]
+        is_its_own = artifact.is_of(manifest, record, path)
         recipe = manifest["recipe"]
         return ({}, foreign) if not is_its_own else (recipe, None)
     except (OSError, ValueError, KeyError, TypeError):

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from edgezoo_core import HOOK_API, __version__
+from edgezoo_core import HOOK_API, __version__, partial
 from edgezoo_core.cards import CAPABILITIES
-from edgezoo_core.errors import PluginError
+from edgezoo_core.errors import ArtifactError, PluginError
 from edgezoo_core.scaffold.card import CardDraft
 from edgezoo_core.scaffold.code import quoted
 from edgezoo_core.scaffold.draft import Draft
@@ -46,16 +45,17 @@ def write(names: Identity, draft: Draft, card: CardDraft, parent: Path) -> tuple
     try:
         parent.mkdir(parents=True, exist_ok=True)
         # Beside the destination, so that the finished folder only has to be renamed.
-        with tempfile.TemporaryDirectory(dir=parent, prefix=f".{names.distribution}-") as hidden:
-            unfinished = Path(hidden) / names.distribution
+        with partial.folder(parent, names.family) as hidden:
+            unfinished = hidden / names.distribution
             for name, text in texts.items():
                 path = unfinished / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(text, encoding="utf-8")
             unfinished.rename(folder)
-    except OSError as e:
+    except (OSError, ArtifactError) as e:
+        reason = e.message if isinstance(e, ArtifactError) else e.strerror or e
         raise PluginError(
-            f"{folder} cannot be written: {e.strerror or e}", remedy="choose another --output"
+            f"{folder} cannot be written: {reason}", remedy="choose another --output"
         ) from e
     return tuple(folder / name for name in texts)
 

@@ -195,7 +195,7 @@ def test_interrupted_run_leaves_no_process_and_goes_on(models, batch, tmp_path):
         text=True,
         env={**ENVIRONMENT, "EDGEZOO_CACHE": str(cache)},
     )
-    while not list(store.glob(".partial/*/")) and run.poll() is None:
+    while not list(store.glob(".edgezoo-batch-*")) and run.poll() is None:
         time.sleep(0.05)
     # To it alone, not to its group as a terminal sends it: nobody else ends its workers.
     run.send_signal(signal.SIGINT)
@@ -206,7 +206,7 @@ def test_interrupted_run_leaves_no_process_and_goes_on(models, batch, tmp_path):
     assert not _processes_that_name(str(cache))
     report = batch(matrix, store)
     assert set(states(report).values()) <= {"made", "already there"}
-    assert not (store / ".partial").exists()
+    assert not list(store.glob(".edgezoo-batch-*"))
 
 
 def _processes_that_name(text):

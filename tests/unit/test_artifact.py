@@ -5,13 +5,13 @@ from __future__ import annotations
 import errno
 import json
 import os
-import platform
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import pytest
 
-from edgezoo_core import artifact
+from edgezoo_core import artifact, partial
 from edgezoo_core.errors import ArtifactError
 
 
@@ -45,22 +45,97 @@ def test_fault_keeps_what_was_there_and_leaves_nothing(tmp_path, fault):
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("a.tflite", b"before")]
 
 
-def test_what_a_killed_process_left_is_swept(tmp_path):
+WRITER = """
+import os, sys
+from pathlib import Path
+from edgezoo_core import artifact, partial
+with {block}:
+    print("ready", flush=True)
+    sys.stdin.readline()
+"""
+
+
+@contextmanager
+def process(block):
+    """A process that is in such a block until it gets a line."""
+    running = subprocess.Popen(
+        [sys.executable, "-c", WRITER.format(block=block)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert running.stdout.readline() == "ready\n"
+    try:
+        yield running
+    finally:
+        running.kill()
+        running.communicate()
+
+
+def test_what_killed_processes_left_is_swept_and_what_living_ones_write_is_not(tmp_path):
     path = tmp_path / "a.tflite"
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    host = platform.node()
-    stale = tmp_path / f".a.tflite.{host}.{gone.pid}.output.partial"
-    kept = [
-        tmp_path / f".a.tflite.{host}.{os.getpid()}.other.partial",  # a living process's
-        tmp_path / f".a.tflite.elsewhere.{gone.pid}.output.partial",  # another machine's
-        tmp_path / f".b.tflite.{host}.{gone.pid}.output.partial",  # another file's
-    ]
-    for file in (stale, *kept):
-        file.write_bytes(b"part")
-    with artifact.writing(path) as (partial, _):
-        partial.write_bytes(b"whole")
-    assert {p.name for p in tmp_path.iterdir()} == {"a.tflite", *(f.name for f in kept)}
+    writing = f"artifact.writing(Path({str(path)!r})) as (output, scratch), scratch.open('w')"
+    other = tmp_path / ".b.tflite.host.1.output.partial"
+    other.touch()
+    with process(writing):
+        pass  # killed
+    assert len(list(tmp_path.iterdir())) == 3
+    with process(writing):
+        assert len(list(tmp_path.iterdir())) == 3, "the dead one's are gone"
+        with artifact.writing(path) as (output, _):
+            output.write_bytes(b"whole")
+        assert len(list(tmp_path.iterdir())) == 4
+    with artifact.writing(path) as (output, _):
+        output.write_bytes(b"whole")
+    assert {p.name for p in tmp_path.iterdir()} == {"a.tflite", other.name}
+
+
+def test_folder_of_a_killed_process_is_swept(tmp_path):
+    block = f"partial.folder(Path({str(tmp_path)!r}), 'verify') as folder, (folder / 'x').open('w')"
+    with process(block):
+        (left,) = tmp_path.iterdir()
+    with process(block):
+        (held,) = tmp_path.iterdir()
+        assert held != left
+        with partial.folder(tmp_path, "verify") as folder:
+            assert sorted(tmp_path.iterdir()) == sorted([folder, held])
+        with partial.folder(tmp_path, "reproduce"):
+            pass
+    with partial.folder(tmp_path, "verify") as folder:
+        assert list(tmp_path.iterdir()) == [folder]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_process_at_a_time_writes_an_artifact(tmp_path):
+    path = tmp_path / "a.tflite"
+    with process(f"partial.reserved(Path({str(path)!r}))") as other:
+        message = f"process {other.pid} is writing a in"
+        with pytest.raises(ArtifactError, match=message) as e, partial.reserved(path):
+            pass
+        assert "wait" in e.value.remedy
+        with partial.reserved(tmp_path / "b.tflite"):
+            pass
+    with partial.reserved(path):
+        assert [p.name for p in tmp_path.iterdir()] == [".a.lock"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_link_is_followed(tmp_path):
+    (tmp_path / "link.tflite").symlink_to(tmp_path / "there" / "a.tflite")
+    with artifact.writing(tmp_path / "link.tflite") as (output, _):
+        output.write_bytes(b"whole")
+    assert (tmp_path / "link.tflite").is_symlink()
+    assert (tmp_path / "there" / "a.tflite").read_bytes() == b"whole"
+
+
+def test_what_cannot_be_a_file_is_refused(tmp_path):
+    (tmp_path / "folder.tflite").mkdir()
+    os.mkfifo(tmp_path / "fifo.tflite")
+    (tmp_path / "file").touch()
+    for path in ("folder.tflite", "fifo.tflite", "file/a.tflite"):
+        with pytest.raises(ArtifactError, match=r"is no (regular file|folder)"):
+            artifact.refuse_odd(tmp_path / path)
+    artifact.refuse_odd(tmp_path / "new" / "folders" / "a.tflite")
 
 
 def test_full_disk_is_told(tmp_path):

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import edgezoo_core.cache
+from edgezoo_core import locks
 from edgezoo_core.cache import Cache, digest, settings
 from edgezoo_core.errors import CacheError
 
@@ -410,7 +411,7 @@ def test_without_locks_only_what_is_old_is_swept(cache, monkeypatch):
     left = [cache.root / "partial" / f"1-{n:016x}" for n in range(2)]
     for folder in left:
         folder.mkdir(parents=True)
-    yesterday = time.time() - edgezoo_core.cache.DAY_S - 1
+    yesterday = time.time() - locks.DAY_S - 1
     os.utime(left[1], (yesterday, yesterday))
     assert add(cache)
     assert [folder.exists() for folder in left] == [True, False]
@@ -460,14 +461,14 @@ def test_clear(cache):
 
 def test_lock_lets_one_process_pass_at_a_time(cache):
     code = (
-        "with cache.lock('trace', '0' * 64, lambda: print('waiting', flush=True)):\n"
+        "with cache.lock('trace', '0' * 64, lambda whom: print('waiting for', whom, flush=True)):\n"
         "    print('in', flush=True)\n"
         "    sys.stdin.readline()\n"
     )
     first = start(code, cache)
     assert first.stdout.readline() == "in\n"
     second = start(code, cache)
-    assert second.stdout.readline() == "waiting\n"
+    assert second.stdout.readline() == f"waiting for process {first.pid}\n"
     with cache.lock("skeleton", "0" * 64), cache.lock("trace", "1" * 64):
         pass  # others are free
     end(first, "\n")
@@ -475,7 +476,7 @@ def test_lock_lets_one_process_pass_at_a_time(cache):
     second.send_signal(signal.SIGKILL)
     end(second)
     told = []
-    with cache.lock("trace", "0" * 64, lambda: told.append(1)):
+    with cache.lock("trace", "0" * 64, told.append):
         assert told == []
 
 
