@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from edgezoo_core import texts
 from edgezoo_core.errors import CardError, EdgezooError, listing, nearest
 from edgezoo_core.shapes import SignatureOptions
 
@@ -227,10 +227,10 @@ def index() -> Mapping[str, IndexEntry]:
 
 def _read(path: Path) -> _Table:
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = texts.read_toml(path)
     except OSError as e:
         raise CardError(f"{path}: {e.strerror or e}", remedy="reinstall the distribution") from e
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+    except ValueError as e:
         raise CardError(f"{path}: not TOML: {e}", remedy="correct the file") from e
     table = _Table(values, str(path))
     schema = table.take("schema", int)

@@ -15,7 +15,8 @@ from typing import IO, Any, TextIO
 
 import click
 
-from edgezoo_core.errors import EdgezooError
+from edgezoo_core.cli.terminal import TamedFormatter, tamed
+from edgezoo_core.errors import EdgezooError, plain, tame
 
 #: Lines of the libraries' talk that are shown after a crash.
 TAIL_LINES = 30
@@ -24,7 +25,7 @@ TAIL_LINES = 30
 def show_log(*, verbose: bool) -> None:
     """Sends edgezoo's own log to stderr: warnings, and with `verbose` all that it says."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    handler.setFormatter(TamedFormatter("%(levelname)s: %(message)s"))
     logger = logging.getLogger("edgezoo_core")
     logger.handlers = [handler]
     logger.setLevel(logging.INFO if verbose else logging.WARNING)
@@ -63,12 +64,13 @@ class Stages:
     def __call__(self, stage: str) -> None:
         """Ends the current stage and begins the next."""
         self._close(is_done=True)
+        stage = plain(stage)
         self._stage, self._began = stage, time.perf_counter()
         # Downloads have progress bars of their own, which a spinner would overwrite.
         if self._stream.isatty() and not stage.startswith("downloading"):
             from rich.console import Console
 
-            self._spinner = Console(file=self._stream).status(stage)
+            self._spinner = Console(file=self._stream).status(stage.replace("[", "\\["))
             self._spinner.start()
 
     def advance(self, done_bytes: int, total_bytes: int) -> None:
@@ -78,8 +80,10 @@ class Stages:
         elapsed = time.perf_counter() - self._began
         rate = done_bytes / elapsed if elapsed else 0.0
         left = (total_bytes - done_bytes) / rate if rate else 0.0
+        # The square brackets of a stage would be rich's markup.
+        stage = self._stage.replace("[", "\\[") if self._stage else ""
         self._spinner.update(
-            f"{self._stage}  {done_bytes / 1e9:.2f} of {total_bytes / 1e9:.2f} GB"
+            f"{stage}  {done_bytes / 1e9:.2f} of {total_bytes / 1e9:.2f} GB"
             f"  {rate / 1e6:.0f} MB/s  {left:.0f} s left"
         )
 
@@ -140,7 +144,8 @@ def _redirected(name: str, descriptor: int, log: IO[bytes]) -> Iterator[None]:
     except (OSError, ValueError):
         is_bound = False
     if is_bound:
-        setattr(sys, name, os.fdopen(os.dup(saved), "w", encoding=stream.encoding, buffering=1))
+        opened = os.fdopen(os.dup(saved), "w", encoding=stream.encoding, buffering=1)
+        setattr(sys, name, tamed(opened) if name == "stdout" else opened)
     os.dup2(log.fileno(), descriptor)
     try:
         yield
@@ -155,4 +160,4 @@ def _redirected(name: str, descriptor: int, log: IO[bytes]) -> Iterator[None]:
 def _show_tail(log: IO[bytes]) -> None:
     log.seek(0)
     lines = log.read().decode(errors="replace").splitlines()[-TAIL_LINES:]
-    click.echo("\n".join(lines), err=True)
+    click.echo(tame("\n".join(lines)), err=True)
