@@ -5,7 +5,6 @@ Every rule is peft 0.21.2's. What cannot be merged exactly is refused by name.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from edgezoo_core import texts
 from edgezoo_core.errors import CheckpointError, listing
 
 CONFIG = "adapter_config.json"
@@ -57,13 +57,13 @@ def parse_config(path: Path, source: str) -> dict[str, Any]:
         CheckpointError: It is malformed, or asks for what cannot be merged exactly.
     """
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = texts.read_json(path, texts.CONFIG_BYTES)
     except OSError as e:
         raise CheckpointError(
             f"{source}: {CONFIG}: {e.strerror or e}",
             remedy="name a folder or repo that holds a PEFT adapter",
         ) from e
-    except (ValueError, RecursionError) as e:
+    except ValueError as e:
         raise CheckpointError(
             f"{source}: {CONFIG} is not JSON: {e}", remedy="obtain the adapter again"
         ) from e

@@ -18,7 +18,7 @@ from edgezoo_core.adapter_files import (
     parse_config,
     rank_and_scaling,
 )
-from edgezoo_core.checkpoint import SourceFile, sha256
+from edgezoo_core.checkpoint import SourceFile, refuse_links, sha256
 from edgezoo_core.errors import CheckpointError, listing
 
 #: A product of fewer rows may take another kernel and round differently. Measured with AVX-512
@@ -137,6 +137,7 @@ def open_adapter(folder: Path, weight: float = 1.0, source: str | None = None) -
             exactly, or the tensors do not agree with it.
     """
     source = source or str(folder)
+    refuse_links(folder, (CONFIG, *WEIGHTS))
     config = parse_config(folder / CONFIG, source)
     if not math.isfinite(weight):
         raise CheckpointError(f"{source}: weight {weight}", remedy="give a finite weight")

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgezoo_core import checkpoint, partial
-from edgezoo_core.errors import ArtifactError
+from edgezoo_core import checkpoint, manifests, partial, texts
+from edgezoo_core.errors import ArtifactError, listing
 
 #: Version of the manifest's layout.
 SCHEMA = 1
@@ -155,20 +155,27 @@ def read_manifest(path: Path) -> Mapping[str, Any]:
         ArtifactError: It is none, or of another version.
     """
     try:
-        manifest: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        int(manifest["artifact"]["size_bytes"])
-        schema = manifest["schema"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as e:
-        raise ArtifactError(
-            f"{path} is no manifest: {type(e).__name__}: {e}",
-            remedy="name a .manifest.json that edgezoo wrote, or convert the model again",
-        ) from e
+        manifest = texts.read_json(path, texts.MANIFEST_BYTES)
+    except (OSError, ValueError) as e:
+        raise _no_manifest(path, str(e)) from e
+    schema = manifest.get("schema") if isinstance(manifest, dict) else None
+    if type(schema) is not int:
+        raise _no_manifest(path, "it has no schema")
     if schema != SCHEMA:
         raise ArtifactError(
             f"{path} has schema {schema}, expected {SCHEMA}",
             remedy="upgrade edgezoo-core, or convert the model again",
         )
-    return manifest
+    if found := list(manifests.faults(manifest)):
+        raise _no_manifest(path, listing(found))
+    return dict(manifest)
+
+
+def _no_manifest(path: Path, why: str) -> ArtifactError:
+    return ArtifactError(
+        f"{path} is no manifest: {why}",
+        remedy="name a .manifest.json that edgezoo wrote, or convert the model again",
+    )
 
 
 def is_of(manifest: Mapping[str, Any], record: Mapping[str, Any], path: Path) -> bool:
@@ -183,7 +190,7 @@ def is_of(manifest: Mapping[str, Any], record: Mapping[str, Any], path: Path) ->
     """
     if record["size_bytes"] != path.stat().st_size:
         return False
-    return IN_DOUBT not in manifest or record["sha256"] == checkpoint.sha256(path)
+    return IN_DOUBT not in manifest or record.get("sha256") == checkpoint.sha256(path)
 
 
 @contextmanager

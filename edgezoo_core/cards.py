@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from edgezoo_core import texts
 from edgezoo_core.errors import CardError, EdgezooError, listing, nearest
 from edgezoo_core.shapes import SignatureOptions
 
@@ -256,10 +256,10 @@ def read_table(
         absent: What to do if it cannot be read.
     """
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = texts.read_toml(path)
     except OSError as e:
         raise error(f"{path}: {e.strerror or e}", remedy=absent) from e
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+    except ValueError as e:
         raise error(f"{path}: not TOML: {e}", remedy="correct the file") from e
     table = Table(values, str(path), error)
     schema = table.take("schema", int)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
+from edgezoo_core import paths, texts
 from edgezoo_core.errors import CheckpointError, listing, nearest
 from edgezoo_core.pytorch_files import open_pytorch
 from edgezoo_core.tensor_files import StoredTensor, open_safetensors
@@ -121,7 +121,7 @@ def read_config(folder: Path) -> Mapping[str, Any] | None:
         CheckpointError: It is not a JSON object.
     """
     path = folder / "config.json"
-    return _read_json(path) if path.is_file() else None
+    return _read_json(path, texts.CONFIG_BYTES) if path.is_file() else None
 
 
 def weight_files(names: Iterable[str]) -> tuple[str | None, tuple[str, ...]]:
@@ -170,12 +170,11 @@ def index_shards(index: Path) -> dict[str, str]:
     Raises:
         CheckpointError: It is malformed, or names a path outside of the folder.
     """
-    weight_map = _read_json(index).get("weight_map")
+    weight_map = _read_json(index, texts.INDEX_BYTES).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: no weight_map", remedy="obtain the checkpoint again")
     for file in weight_map.values():
-        path = PurePosixPath(str(file))
-        if not isinstance(file, str) or path.is_absolute() or ".." in path.parts or "\\" in file:
+        if not paths.is_inner(file):
             raise CheckpointError(
                 f"{index} names {file!r}, which is outside of the checkpoint",
                 remedy="do not use this checkpoint: its index was tampered with",
@@ -188,7 +187,8 @@ def open_folder(folder: Path, source: str | None = None) -> Checkpoint:
 
     Raises:
         CheckpointError: There are no weights, a file is truncated, empty or garbage, the index and
-            the shards disagree, or a PyTorch file holds more than tensors.
+            the shards disagree, a link leads out of the folder, or a PyTorch file holds more than
+            tensors.
     """
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder", remedy="check the path")
@@ -197,11 +197,14 @@ def open_folder(folder: Path, source: str | None = None) -> Checkpoint:
         index, files = weight_files(names)
     except CheckpointError as e:
         raise CheckpointError(f"{folder}: {e.message}", remedy=e.remedy) from e
+    words = [n for n in names if n in TEXT_FILES or n == "config.json"]
+    refuse_links(folder, (*words, *([index] if index else []), *files))
     tensors: dict[str, StoredTensor] = {}
     if index:
         expected = index_shards(folder / index)
         files = tuple(sorted(set(expected.values())))
         _check_shards_exist(folder, index, files)
+        refuse_links(folder, files)
         for file in files:
             shard = _open_weights(folder, file)
             named = {n for n, f in expected.items() if f == file}
@@ -209,14 +212,27 @@ def open_folder(folder: Path, source: str | None = None) -> Checkpoint:
             tensors.update(shard)
     else:
         tensors.update(_open_weights(folder, files[0]))
-    texts = [n for n in names if n in TEXT_FILES or n == "config.json"]
     return Checkpoint(
         source=source or str(folder),
         folder=folder,
         config=read_config(folder),
         tensors=tensors,
-        files=(*sorted(texts), *([index] if index else []), *files),
+        files=(*words, *([index] if index else []), *files),
     )
+
+
+def refuse_links(folder: Path, names: Iterable[str]) -> None:
+    """Checks that files of a folder are in it, and no links to elsewhere.
+
+    Raises:
+        CheckpointError: One leads out of it, and not to the hub's cache to which it belongs.
+    """
+    outside = [name for name in names if paths.leaves(folder, name)]
+    if outside:
+        raise CheckpointError(
+            f"{folder}: links lead out of the folder: {listing(outside)}",
+            remedy="copy the files into it, or name the folder where they are",
+        )
 
 
 def _check_shards_exist(folder: Path, index: str, files: Iterable[str]) -> None:
@@ -253,12 +269,12 @@ def _open_weights(folder: Path, file: str) -> dict[str, StoredTensor]:
     return open_pytorch(path, file)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path, limit_bytes: int) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = texts.read_json(path, limit_bytes)
     except OSError as e:
         raise CheckpointError(f"{path}: {e.strerror or e}", remedy="check the file") from e
-    except (ValueError, RecursionError) as e:
+    except ValueError as e:
         raise CheckpointError(f"{path} is not JSON: {e}", remedy="obtain the file again") from e
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} is no JSON object", remedy="obtain the file again")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Final, TypeVar
 
@@ -25,6 +26,12 @@ _TRAINING = "matters in training only"
 _TOKENS = "belongs to tokenizer and generation, not to the graph"
 _OUTPUTS = "chooses what a Python call returns, not what is computed"
 _BOOKKEEPING = "names or describes the checkpoint"
+
+#: Of what a config counts. The largest vocabulary and the longest context have a few millions.
+LARGEST = 1 << 27
+#: Each layer is authored before any tensor is looked for; the deepest model has some hundreds.
+MOST_LAYERS = 1000
+_LAYERS = re.compile(r"layers?$")
 
 #: Fields that no author has to read, with the reason why they cannot change the graph.
 INERT: Mapping[str, str] = {
@@ -116,11 +123,15 @@ class Config(Mapping[str, Any]):
         """Returns a positive integer.
 
         Raises:
-            ConfigError: It is missing without a default, or no positive integer.
+            ConfigError: It is missing without a default, no positive integer, or larger than any
+                size of a model (`LARGEST`), so that nobody counts up to it.
         """
         value = self._value(name, default)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise self._wrong(name, value, "a positive integer")
+        largest = MOST_LAYERS if _LAYERS.search(name) else LARGEST
+        if value > largest:
+            raise self._wrong(name, value, f"at most {largest:,}")
         return value
 
     def number(self, name: str, default: float | _Required = REQUIRED) -> float:

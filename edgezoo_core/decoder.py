@@ -13,10 +13,13 @@ from typing import Any
 from edgezoo_core import slots as slot_counts
 from edgezoo_core.artifact import Artifact
 from edgezoo_core.errors import ArtifactError, listing
+from edgezoo_core.soundness import refuse_unsound
 from edgezoo_core.types import TensorSpec
 
 _REMEDY = "name a .tflite that edgezoo or litert-torch converted"
 _IDENTIFIER = b"TFL3"
+#: What reading a table that is none may end in.
+_DAMAGE = (TypeError, LookupError, AttributeError, OverflowError, struct.error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +102,9 @@ def read(converted: Artifact) -> Decoder:
             f"decode of {path} lacks {listing(sorted(missing)) or 'the output logits'}",
             remedy=_REMEDY,
         )
+    for name, signature in found.items():
+        if name == "decode" or name.startswith("prefill"):
+            _refuse_flat(path, signature)
     layout = (converted.manifest or {}).get("options", {}).get("kv_layout")
     cache = kv_cache(decode, layout)
     if cache is None:
@@ -109,6 +115,20 @@ def read(converted: Artifact) -> Decoder:
             remedy=_REMEDY,
         )
     return Decoder(found, cache, decode.outputs["logits"].shape[-1])
+
+
+def _refuse_flat(path: Path, signature: EntryPoint) -> None:
+    """Checks that a signature takes positions, and that what is measured has dimensions."""
+    measured = {"input_pos": 1, "mask": 4, "logits": 1}
+    tensors = {**signature.outputs, **signature.inputs}
+    wrong = [n for n, rank in measured.items() if n in tensors and len(tensors[n].shape) < rank]
+    if "input_pos" not in signature.inputs:
+        wrong.append("input_pos")
+    if wrong:
+        raise ArtifactError(
+            f"{signature.name} of {path} lacks {listing(wrong)}, or has it without dimensions",
+            remedy=_REMEDY,
+        )
 
 
 def kv_cache(decode: EntryPoint, layout: str | None = None) -> KvCache | None:
@@ -126,7 +146,7 @@ def kv_cache(decode: EntryPoint, layout: str | None = None) -> KvCache | None:
         is_default = layout == "default"
     elif is_default and "mask" in decode.inputs:
         # Where S equals D both layouts have equal shapes, and a mask tells S.
-        is_default = decode.inputs["mask"].shape[-1] == key[1]
+        is_default = decode.inputs["mask"].shape[-1:] == key[1:2]
     key_axis, value_axis = (1, 1) if is_default else (2, 3)
     if key[key_axis] != value[value_axis]:
         return None
@@ -153,8 +173,13 @@ def mapped(path: Path, offset: int = 0) -> Iterator[Any]:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as head:
             if head[offset + 4 : offset + 8] != _IDENTIFIER:
                 raise ArtifactError(f"{path} is no .tflite file", remedy=_REMEDY)
-            yield schema.Model.GetRootAs(head, offset)
-    except (OSError, ValueError, TypeError, IndexError, struct.error) as e:
+            model = schema.Model.GetRootAs(head, offset)
+            try:
+                refuse_unsound(head, offset)
+            except ArtifactError as e:
+                raise ArtifactError(f"{path}: {e.message}", remedy=e.remedy) from e
+            yield model
+    except (OSError, ValueError, *_DAMAGE) as e:
         raise ArtifactError(f"{path} is no sound .tflite file: {e}", remedy=_REMEDY) from e
 
 

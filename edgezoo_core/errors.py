@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -137,6 +138,22 @@ def listing(names: Iterable[str]) -> str:
 def plain(text: str) -> str:
     """Returns a text without what a terminal would obey."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+#: Control characters but newline and tab, halves of surrogate pairs, what turns the direction of
+#: text (CVE-2021-42574), and tags that nobody sees. Joiners and blanks of other scripts stay.
+_OBEYED = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
+    "\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]"
+)
+
+
+def tame(text: str) -> str:
+    """Returns a text of several lines without what a terminal would obey.
+
+    Unlike `plain`, for text that is more than a name: an answer, a message.
+    """
+    return _OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def nearest(name: str, known: Collection[str]) -> str | None:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from edgezoo_core import manifests, sources
 from edgezoo_core import recipe as recipes
-from edgezoo_core import sources
 from edgezoo_core.artifact import Artifact
-from edgezoo_core.errors import ArtifactError, VerificationError
+from edgezoo_core.errors import ArtifactError, RecipeError, VerificationError
 from edgezoo_core.shapes import Shapes, SignatureOptions, complete
 from edgezoo_core.sources import Source
-from edgezoo_core.types import Progress, Recipe
+from edgezoo_core.types import PARTS, Progress, Recipe
 
 if TYPE_CHECKING:
     from edgezoo_core.adapter_merging import AdapterSet
+
+
+_PLACE = re.compile(r"(?:layers\.(?P<layer>[0-9]{1,4})\.)?(?P<part>\w+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +59,12 @@ def trace(converted: Artifact, progress: Progress) -> Provenance:
             f"{converted.path} has no manifest that names its source",
             remedy="name a file that edgezoo converted, its manifest beside it",
         )
+    manifests.require(manifest, converted.path, "checkpoint", "model", "options", "recipe")
+    recipe = _recipe(manifest["recipe"])
+    options = SignatureOptions(**manifest["options"])
     source = _source(manifest, progress)
     adapters = _adapters(manifest.get("adapters", ()), source, progress)
-    shapes = _shapes(source, SignatureOptions(**manifest["options"]))
-    return Provenance(manifest, source, adapters, _recipe(manifest["recipe"]), shapes)
+    return Provenance(manifest, source, adapters, recipe, _shapes(source, options))
 
 
 def _source(manifest: Mapping[str, Any], progress: Progress) -> Source:
@@ -96,16 +102,22 @@ def _refuse_changed(name: str, recorded: Any, found: Mapping[str, str]) -> None:
 
 
 def _recipe(record: Mapping[str, Any]) -> Recipe:
-    """Returns the recipe that a manifest records weight by weight."""
+    """Returns the recipe that a manifest records weight by weight.
+
+    Raises:
+        RecipeError: It records what there is not.
+    """
     parts: dict[str, Any] = {}
     layers: dict[int, dict[str, Any]] = {}
     for place, name in record["weights"].items():
-        weight = recipes.FORMATS[name]
-        if place.startswith("layers."):
-            _, index, part = place.split(".", 2)
-            layers.setdefault(int(index), {})[part] = weight
-        else:
-            parts[place] = weight
+        match = _PLACE.fullmatch(place)
+        if not match or match["part"] not in PARTS or name not in recipes.FORMATS:
+            raise RecipeError(
+                f"the manifest records {place} as {name}, which is no weight's format",
+                remedy="convert the model again",
+            )
+        table = layers.setdefault(int(match["layer"]), {}) if match["layer"] else parts
+        table[match["part"]] = recipes.FORMATS[name]
     return Recipe(record["name"], None, parts, layers)
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgezoo_core import texts
 from edgezoo_core.errors import RecipeError, listing, nearest
 from edgezoo_core.types import PARTS, Operator, QuantPlan, Recipe, WeightFormat, WeightRule
 
@@ -112,10 +112,10 @@ def read(path: Path) -> Recipe:
         RecipeError: The file cannot be read, or a key or value is unknown.
     """
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = texts.read_toml(path)
     except OSError as e:
         raise RecipeError(f"{path}: {e.strerror or e}", remedy="check the path") from e
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+    except ValueError as e:
         raise RecipeError(f"{path}: not TOML: {e}", remedy="correct the file") from e
     name = values.pop("name", path.stem)
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
@@ -304,7 +304,8 @@ def _parts(
 
 
 def _layer_indexes(key: str, path: Path) -> range:
-    match = re.fullmatch(r"(-?\d+)|(\d+)-(\d+)", key)
+    # No model has more layers, and a range is walked through.
+    match = re.fullmatch(r"(-?[0-9]{1,4})|([0-9]{1,4})-([0-9]{1,4})", key)
     if not match or (match[2] and int(match[2]) > int(match[3])):
         raise RecipeError(
             f"{path}: layers.{key} is no layer",

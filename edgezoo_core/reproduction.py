@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from edgezoo_core import artifact, partial, provenance, zoo
+from edgezoo_core import artifact, manifests, partial, provenance, zoo
 from edgezoo_core.artifact import Artifact
 from edgezoo_core.types import Progress, silent
 
@@ -56,6 +56,7 @@ def reproduce(manifest: Path, progress: Progress = silent) -> Reproduction:
         EdgezooError: The source cannot be had or converted.
     """
     recorded = artifact.read_manifest(manifest)
+    manifests.require(recorded, manifest, "versions", "engine", "artifact")
     versions = changed_versions(recorded["versions"])
     for name, (then, now) in versions.items():
         logger.warning("%s was %s, and is %s now", name, then, now or "not installed")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgezoo_core import checkpoint as checkpoints
-from edgezoo_core import hub, plugins, remote, targets
+from edgezoo_core import hub, manifests, plugins, remote, targets
 from edgezoo_core import recipe as recipes
 from edgezoo_core.artifact import Artifact
 from edgezoo_core.cards import HUB_REPO, ModelCard
@@ -322,10 +322,11 @@ def text_folder(converted: Artifact, progress: Progress = silent) -> Path:
             f"{converted.path} has no manifest that names its source",
             remedy="pass --tokenizer with a folder or a hub repo",
         )
+    manifests.require(converted.manifest, converted.path, "checkpoint")
     origin = converted.manifest["checkpoint"]
     if origin["repo"]:
         return hub.pull_texts(origin["repo"], origin["commit"], progress=progress).folder
-    folder = Path(origin["folder"])
+    folder = Path(origin["folder"] or "")
     if not folder.is_dir():
         raise ArtifactError(
             f"{folder}, from which {converted.path.name} was made, is gone",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from edgezoo_core.errors import ArtifactError
+from edgezoo_core import sandbox, texts
+from edgezoo_core.checkpoint import TEXT_FILES, refuse_links
+from edgezoo_core.errors import ArtifactError, CheckpointError
 
 #: `role` (system, user or assistant) and `content`.
 Message = Mapping[str, str]
@@ -56,14 +57,68 @@ def load(folder: Path) -> Tokenizer:
             return _HuggingFace(folder, stop)
         if (folder / FILES[2]).is_file():
             return _SentencePiece(folder / FILES[2], stop)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as e:
+    except ArtifactError:
+        raise
+    except Exception as e:  # a damaged one can end in any exception at all
         raise ArtifactError(
-            f"the tokenizer in {folder} cannot be loaded: {e}",
+            f"the tokenizer in {folder} cannot be loaded: {str(e)[:500]}",
             remedy="pass --tokenizer with a folder that holds a sound one",
         ) from e
     raise ArtifactError(
         f"no tokenizer in {folder}", remedy="pass --tokenizer with a folder that holds one"
     )
+
+
+def of_transformers(folder: Path) -> Any:
+    """Loads the tokenizer in a folder with transformers: only its own classes, none of the folder.
+
+    Raises:
+        ArtifactError: A file is too long for a tokenizer's, or a link that leads out of the folder.
+        Exception: transformers cannot load it; the kind of exception is not known.
+    """
+    from transformers import AutoTokenizer
+
+    for name in TEXT_FILES:
+        path = folder / name
+        if path.is_file() and path.stat().st_size > texts.TOKENIZER_BYTES:
+            raise ArtifactError(
+                f"{path} is longer than {texts.TOKENIZER_BYTES} bytes",
+                remedy="pass --tokenizer with a folder that holds a sound one",
+            )
+    try:
+        refuse_links(folder, TEXT_FILES)
+    except CheckpointError as e:
+        raise ArtifactError(e.message, remedy=e.remedy) from e
+    return AutoTokenizer.from_pretrained(
+        str(folder), local_files_only=True, trust_remote_code=False
+    )
+
+
+def render(
+    template: str, messages: Sequence[Message], *, is_asked: bool, tokens: Mapping[str, Any]
+) -> str:
+    """Renders a chat template as transformers does, in a process with limits.
+
+    Args:
+        template: Jinja text.
+        messages: The conversation.
+        is_asked: Whether the beginning of an answer is added.
+        tokens: Special tokens by their names.
+
+    Raises:
+        TemplateError: It does not take the messages, or takes too much time or memory.
+    """
+    request = {
+        "template": template,
+        "conversation": [dict(message) for message in messages],
+        "is_asked": is_asked,
+        "tokens": {name: _plain(value) for name, value in tokens.items()},
+    }
+    return sandbox.render("transformers", request)
+
+
+def _plain(value: Any) -> Any:
+    return [str(v) for v in value] if isinstance(value, list | tuple) else str(value)
 
 
 def stream(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
@@ -83,11 +138,7 @@ def stream(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
 
 class _HuggingFace:
     def __init__(self, folder: Path, stop: frozenset[int]) -> None:
-        from transformers import AutoTokenizer
-
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(
-            str(folder), local_files_only=True, trust_remote_code=False
-        )
+        self._tokenizer: Any = of_transformers(folder)
         eos = self._tokenizer.eos_token_id
         self.stop = stop | ({eos} if isinstance(eos, int) else frozenset())
         self.size = len(self._tokenizer)
@@ -98,18 +149,20 @@ class _HuggingFace:
     def conversation(self, messages: Sequence[Message]) -> list[int]:
         if not self._tokenizer.chat_template:
             return self.encode("".join(m["content"] for m in messages))
-        from jinja2 import TemplateError
-
         try:
-            ids = self._tokenizer.apply_chat_template(
-                list(messages), add_generation_prompt=True, return_dict=True
-            )["input_ids"]
-        except TemplateError as e:
+            text = render(
+                self._tokenizer.get_chat_template(),
+                messages,
+                is_asked=True,
+                tokens=self._tokenizer.special_tokens_map,
+            )
+        except sandbox.TemplateError as e:
             roles = ", ".join(m["role"] for m in messages)
             raise ArtifactError(
                 f"the chat template does not take a conversation of {roles}: {e}",
                 remedy="leave out --system, or pass --raw",
             ) from e
+        ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         # LiteRT-LM begins a conversation as the tokenizer begins a text; transformers does not.
         start = self._start()
         return [*start, *ids] if ids[: len(start)] != start else list(ids)
@@ -157,7 +210,7 @@ def _stop_tokens(folder: Path) -> frozenset[int]:
         if not path.is_file():
             continue
         try:
-            value = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+            value = texts.read_json(path, texts.CONFIG_BYTES).get("eos_token_id")
         except (OSError, ValueError, AttributeError) as e:
             raise ArtifactError(f"{path} is no JSON object: {e}", remedy="correct it") from e
         values = value if isinstance(value, list) else [value]

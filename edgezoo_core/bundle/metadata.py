@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgezoo_core import texts
 from edgezoo_core.bundle.prompts import Prompts, Turn, stop_text
 from edgezoo_core.bundle.vocabulary import Vocabulary
 from edgezoo_core.decoder import Decoder, KvCache
@@ -30,7 +30,7 @@ def read_json(path: Path) -> Mapping[str, Any]:
         ArtifactError: The file is no JSON object.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = texts.read_json(path, texts.CONFIG_BYTES)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as e:

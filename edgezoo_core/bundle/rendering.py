@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from edgezoo_core import sandbox
 from edgezoo_core.bundle.prompts import Conversation, RefusedError
 
 #: What LiteRT-LM's `EditTemplateForMinijinja` makes of Python's methods, in its order. Other
@@ -61,27 +62,14 @@ def render(template: str, conversation: Conversation, *, is_asked: bool) -> str:
         is_asked: Whether the beginning of an answer is added.
 
     Raises:
-        RefusedError: minijinja cannot read it, or it does not take the conversation.
+        RefusedError: minijinja cannot read it, it does not take the conversation, or it takes too
+            much time or memory.
     """
-    import minijinja
-
-    environment = minijinja.Environment(
-        templates={"main": _given(conversation, is_asked), "template": _edited(template)},
-        filters={"tojson": _tojson, "lstrip": str.lstrip, "rstrip": str.rstrip},
-        globals={"strftime_now": _strftime_now, "raise_exception": _raise_exception},
-        fuel=_FUEL,
-        keep_trailing_newline=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        auto_escape_callback=lambda name: False,
-        pycompat=False,
-        debug=False,
-    )
+    templates = {"main": _given(conversation, is_asked), "template": _edited(template)}
     try:
-        return str(environment.render_template("main"))
-    except (RuntimeError, ValueError, TypeError) as e:
-        reason = str(e).rpartition("caused by: ")[2]
-        raise RefusedError(reason.partition("\n")[0]) from e
+        return sandbox.render("minijinja", {"templates": templates, "fuel": _FUEL})
+    except sandbox.TemplateError as e:
+        raise RefusedError(str(e)) from e
 
 
 def of_affixes(templates: Any) -> str:
@@ -146,15 +134,3 @@ def _given(conversation: Conversation, is_asked: bool) -> str:
     }
     lines = [f"{{%- set {name} = {json.dumps(value)} -%}}" for name, value in values.items()]
     return "".join(lines) + "{%- include 'template' -%}"
-
-
-def _tojson(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
-
-
-def _strftime_now(form: str) -> str:
-    return datetime.now().strftime(form)  # as transformers does
-
-
-def _raise_exception(message: str) -> str:
-    raise RefusedError(message)

@@ -8,6 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from edgezoo_core import sandbox
+from edgezoo_core import tokenizer as tokenizers
 from edgezoo_core.bundle.prompts import Conversation, RefusedError
 from edgezoo_core.errors import ArtifactError
 
@@ -60,9 +62,11 @@ def load(folder: Path) -> Vocabulary:
             return _HuggingFace(folder)
         if (folder / "tokenizer.model").is_file():
             return _SentencePiece(folder / "tokenizer.model")
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as e:
+    except ArtifactError:
+        raise
+    except Exception as e:  # a damaged one can end in any exception at all
         raise ArtifactError(
-            f"the tokenizer in {folder} cannot be loaded: {e}", remedy=_REMEDY
+            f"the tokenizer in {folder} cannot be loaded: {str(e)[:500]}", remedy=_REMEDY
         ) from e
     raise ArtifactError(
         f"no tokenizer in {folder}", remedy="pass --tokenizer with a folder that holds one"
@@ -99,31 +103,23 @@ class ChatTemplate:
         return text.replace(self._BOS, self.tokenizer.bos_token or "")
 
     def _render(self, conversation: Conversation, *, is_asked: bool) -> str:
-        from jinja2 import TemplateError
-
         # A stand-in tells the start token from a turn that begins with the same text.
         stand_in = {"bos_token": self._BOS} if self.tokenizer.bos_token else {}
         try:
-            text: str = self.tokenizer.apply_chat_template(
-                list(conversation),
-                chat_template=self.template,
-                tokenize=False,
-                add_generation_prompt=is_asked,
-                **stand_in,
+            return tokenizers.render(
+                self.template,
+                conversation,
+                is_asked=is_asked,
+                tokens={**self.tokenizer.special_tokens_map, **stand_in},
             )
-        except (TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError) as e:
+        except sandbox.TemplateError as e:
             raise RefusedError(str(e)) from e
-        return text
 
 
 class _HuggingFace:
     def __init__(self, folder: Path) -> None:
-        from transformers import AutoTokenizer
-
         self._folder = folder
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(
-            str(folder), local_files_only=True, trust_remote_code=False
-        )
+        self._tokenizer: Any = tokenizers.of_transformers(folder)
         self.size = len(self._tokenizer)
         self.added: Mapping[str, int] = {
             str(t): i for i, t in self._tokenizer.added_tokens_decoder.items()

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from edgezoo_core import texts
 from edgezoo_core.cache import disk
 from edgezoo_core.errors import CacheError, listing
 
@@ -169,7 +170,7 @@ def _read_record(folder: Path) -> Entry:
     path = folder / RECORD
     if folder.is_symlink() or not disk.is_plain(path):
         raise ValueError("a link, or no plain file")
-    record = json.loads(path.read_bytes())
+    record = texts.read_json(path, texts.MANIFEST_BYTES)
     if record["schema"] != SCHEMA:
         raise ValueError(f"schema {record['schema']!r}, expected {SCHEMA}")
     kind = next(kind for kind in KINDS if kind == folder.parent.name)

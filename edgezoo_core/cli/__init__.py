@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib
 import signal
 import sys
+from contextlib import redirect_stdout
 from typing import Any
 
 import click
 
 from edgezoo_core import __version__
-from edgezoo_core.errors import EdgezooError, of_system
+from edgezoo_core.cli.terminal import tamed
+from edgezoo_core.errors import EdgezooError, of_system, tame
 
 #: Command -> the module that defines it under its name. A command is imported when it is asked for,
 #: so that `edgezoo list` pays for nothing else.
@@ -44,7 +46,7 @@ class _Failure(click.ClickException):
         self.remedy = error.remedy
 
     def show(self, file: Any = None) -> None:
-        click.echo(f"Error: {self.message}\nFix: {self.remedy}", err=True)
+        click.echo(tame(f"Error: {self.message}\nFix: {self.remedy}"), err=True)
 
 
 class _Interrupted(click.ClickException):
@@ -88,7 +90,8 @@ class _Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with redirect_stdout(tamed(sys.stdout)):
+                return super().invoke(ctx)
         except EdgezooError as e:
             raise _Failure(e) from e
         except (KeyboardInterrupt, click.Abort) as e:

@@ -16,7 +16,8 @@ from typing import IO, Any, TextIO
 
 import click
 
-from edgezoo_core.errors import EdgezooError, of_system
+from edgezoo_core.cli.terminal import TamedFormatter, tamed
+from edgezoo_core.errors import EdgezooError, of_system, plain, tame
 
 #: Lines of the libraries' talk that are shown after a crash.
 TAIL_LINES = 30
@@ -27,7 +28,7 @@ REMINDER_S = 60.0
 def show_log(*, verbose: bool) -> None:
     """Sends edgezoo's own log to stderr: warnings, and with `verbose` all that it says."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    handler.setFormatter(TamedFormatter("%(levelname)s: %(message)s"))
     logger = logging.getLogger("edgezoo_core")
     logger.handlers = [handler]
     logger.setLevel(logging.INFO if verbose else logging.WARNING)
@@ -68,7 +69,7 @@ class Stages:
     def __call__(self, stage: str) -> None:
         """Ends the current stage and begins the next."""
         self._close(is_done=True)
-        self._stage, self._began, self._advance = stage, time.perf_counter(), ""
+        self._stage, self._began, self._advance = plain(stage), time.perf_counter(), ""
         if not self._stream.isatty():
             self._remind_later()
         else:
@@ -173,7 +174,7 @@ def _redirected(name: str, descriptor: int, log: IO[bytes]) -> Iterator[None]:
         own = os.fdopen(
             os.dup(saved), "w", encoding=stream.encoding, errors=stream.errors, buffering=1
         )
-        setattr(sys, name, own)
+        setattr(sys, name, tamed(own) if name == "stdout" else own)
     os.dup2(log.fileno(), descriptor)
     try:
         yield
@@ -188,4 +189,4 @@ def _redirected(name: str, descriptor: int, log: IO[bytes]) -> Iterator[None]:
 def _show_tail(log: IO[bytes]) -> None:
     log.seek(0)
     lines = log.read().decode(errors="replace").splitlines()[-TAIL_LINES:]
-    click.echo("\n".join(lines), err=True)
+    click.echo(tame("\n".join(lines)), err=True)

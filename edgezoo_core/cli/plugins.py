@@ -12,6 +12,7 @@ import click
 from edgezoo_core import plugins
 from edgezoo_core.cli.options import json_option, print_json, table, verbose_option
 from edgezoo_core.cli.plugins_test import test_command
+from edgezoo_core.errors import tame
 from edgezoo_core.plugins import Plugin
 
 
@@ -77,4 +78,4 @@ def _show_tracebacks(found: Sequence[Plugin]) -> None:
     for plugin in found:
         if plugin.error:
             lines = "".join(traceback.format_exception(plugin.error)).rstrip()
-            click.echo(f"\n{plugin.family} ({plugin}) is {plugin.state}:\n{lines}", err=True)
+            click.echo(f"\n{plugin.family} ({plugin}) is {plugin.state}:\n{tame(lines)}", err=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,27 +35,26 @@ class Bundled:
         self.content = content
         self.added: Mapping[str, int] = {}
         load = _sentencepiece if self.form == "sentencepiece" else _huggingface
-        try:
+        with _told("loaded"):
             self._tokenizer = load(content)
-        except Exception as e:  # tokenizers raises nothing narrower
-            raise ArtifactError(
-                f"the tokenizer cannot be loaded: {str(e)[:200]}", remedy="bundle the model again"
-            ) from e
-        self.size = self._count()
+            self.size = self._count()
 
     @property
     def prepended(self) -> list[int] | None:
         """Ids that its own post-processor puts before a text; None if it has no such."""
         if self.form == "sentencepiece" or self._tokenizer.post_processor is None:
             return None
-        ids, bare = self._tokenizer.encode("x").ids, self.encode("x")
+        with _told("used"):
+            ids = self._tokenizer.encode("x").ids
+        bare = self.encode("x")
         return next((ids[:i] for i in range(len(ids)) if ids[i : i + len(bare)] == bare), None)
 
     def encode(self, text: str) -> list[int]:
         """Returns a text's ids; LiteRT-LM adds a start token by itself."""
-        if self.form == "sentencepiece":
-            return list(self._tokenizer.encode(text))
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        with _told("used"):
+            if self.form == "sentencepiece":
+                return list(self._tokenizer.encode(text))
+            return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def ids_of(self, union: Any) -> list[int]:
         """Returns the ids that LiteRT-LM reads out of a metadata's `TokenUnion`."""
@@ -87,6 +87,23 @@ class Bundled:
             return self._tokenizer.token_to_id(text)  # type: ignore[no-any-return]
         token = self._tokenizer.piece_to_id(text)
         return None if self._tokenizer.is_unknown(token) else int(token)
+
+
+@contextmanager
+def _told(done: str) -> Iterator[None]:
+    """Says of whatever a library raises that the tokenizer cannot be used.
+
+    tokenizers raises nothing narrower than `Exception`; and where its Rust panics, what comes out
+    is not even that.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as e:
+        raise ArtifactError(
+            f"the tokenizer cannot be {done}: {str(e)[:200]}", remedy="bundle the model again"
+        ) from e
 
 
 def _sentencepiece(content: bytes) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -101,12 +100,12 @@ def _recipe(path: Path) -> tuple[Mapping[str, Any], str | None]:
         return {}, None
     foreign = f"{beside.name} is of another file, and was not read"
     try:
-        manifest = json.loads(beside.read_text(encoding="utf-8"))
+        manifest = artifact.read_manifest(beside)
         record = manifest["bundle" if sections.is_bundle(path) else "artifact"]
         is_its_own = artifact.is_of(manifest, record, path)
         recipe = manifest["recipe"]
         return ({}, foreign) if not is_its_own else (recipe, None)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, KeyError, ArtifactError):
         return {}, foreign
 
 

@@ -88,7 +88,7 @@ def test_folder_that_cannot_be_written_is_told(folder, tmp_path):
 def test_folder_without_config_takes_the_cards(folder, tmp_path):
     for file in folder.iterdir():
         if file.name != "config.json":
-            (tmp_path / file.name).symlink_to(file)
+            (tmp_path / file.name).hardlink_to(file)
     with pytest.raises(TargetError, match=r"no config\.json") as e:
         sources.obtain(str(tmp_path))
     assert "--card" in e.value.remedy

@@ -714,15 +714,16 @@ def test_the_manifest_beside_a_bundle_is_renewed(parts):
     FAULTS["max_num_tokens 0"][0](parts)
     path = parts.write()
     recorded = {"file": path.name, "sha256": "old", "size_bytes": 1, "max_num_tokens": 0}
+    plain = {"schema": 1, "artifact": {"size_bytes": 1}}
     beside = path.with_suffix(".manifest.json")
-    beside.write_text(json.dumps({"schema": 1, "bundle": recorded, "model": "kept"}))
+    beside.write_text(json.dumps({**plain, "bundle": recorded, "created": "kept"}))
     mending.mend(path)
     found = json.loads(beside.read_text())
-    assert found["model"] == "kept"
+    assert found["created"] == "kept"
     assert found["bundle"]["max_num_tokens"] == SLOTS
     assert found["bundle"]["size_bytes"] == path.stat().st_size
     assert found["bundle"]["sha256"] != "old"
-    beside.write_text(json.dumps({"schema": 1, "bundle": {"file": "other"}}))
+    beside.write_text(json.dumps({**plain, "bundle": {"file": "other", "size_bytes": 1}}))
     assert manifest.beside(path) is None
     beside.write_text("[]")
     assert manifest.beside(path) is None

@@ -25,9 +25,11 @@ NEEDED = {
     "edgezoo_core.cli",
     "edgezoo_core.cli.listing",
     "edgezoo_core.cli.options",
+    "edgezoo_core.cli.terminal",
     "edgezoo_core.errors",
     "edgezoo_core.plugins",
     "edgezoo_core.shapes",
+    "edgezoo_core.texts",
 }
 #: All modules, those of Python itself and of click and pluggy included, beyond a bare start's.
 MOST_MODULES = 155

@@ -1,0 +1,37 @@
+"""Names that strangers give to files: an index, a manifest, a hub, a link in a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+#: Longest name of a file on the disks there are, in bytes.
+_LONGEST = 255
+
+
+def is_inner(name: object) -> bool:
+    """Says whether a name leads to a file inside of a folder, on any system, and can be shown.
+
+    A relative path of ordinary parts: none of them `..`, no backslash, no control character.
+    """
+    return (
+        isinstance(name, str)
+        and name.isprintable()
+        and not any(letter in name for letter in '\\:*?"<>|')
+        and all(
+            part not in ("", ".", "..") and len(part.encode()) <= _LONGEST
+            for part in name.split("/")
+        )
+    )
+
+
+def leaves(folder: Path, name: str) -> bool:
+    """Says whether a file of a folder is a link to somewhere else.
+
+    The hub's cache links the files of a snapshot, `snapshots/<commit>/`, to `blobs/` beside it:
+    that is no elsewhere.
+    """
+    target, home = (folder / name).resolve(), folder.resolve()
+    homes = [home]
+    if home.parent.name == "snapshots":
+        homes.append(home.parents[1] / "blobs")
+    return not any(target.is_relative_to(place) for place in homes)

@@ -1,0 +1,1 @@
+"""Fuzzing of every parser that is fed by strangers; see README.md."""
