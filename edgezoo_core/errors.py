@@ -69,6 +69,10 @@ class VerificationError(EdgezooError):
     """An artifact cannot be held against its source."""
 
 
+class PublishError(EdgezooError):
+    """An artifact must not, or cannot, be published."""
+
+
 class EvaluationError(EdgezooError):
     """A task is not known, cannot be loaded, or asks for what a converted file cannot do."""
 

@@ -28,6 +28,7 @@ COMMANDS = {
     "run": "run",
     "bench": "bench",
     "evaluate": "evaluate",
+    "publish": "publish",
     "cache": "cache",
 }
 

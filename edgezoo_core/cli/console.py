@@ -64,8 +64,8 @@ class Stages:
         """Ends the current stage and begins the next."""
         self._close(is_done=True)
         self._stage, self._began = stage, time.perf_counter()
-        # Downloads have progress bars of their own, which a spinner would overwrite.
-        if self._stream.isatty() and not stage.startswith("downloading"):
+        # Transfers have progress bars of their own, which a spinner would overwrite.
+        if self._stream.isatty() and not stage.startswith(("downloading", "uploading")):
             from rich.console import Console
 
             self._spinner = Console(file=self._stream).status(stage)
