@@ -16,10 +16,15 @@ def explain(error: Exception, repo: str) -> PublishError:
     """
     import httpx2  # huggingface_hub's own client
     from huggingface_hub import errors
+    from huggingface_hub.constants import ENDPOINT
 
     if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
         error = error.__cause__
-    status = getattr(getattr(error, "response", None), "status_code", None)
+    response = getattr(error, "response", None)
+    status = getattr(response, "status_code", None)
+    # What the storage answers says nothing about the repo.
+    is_hubs = response is not None and str(response.request.url).startswith(ENDPOINT)
+    answer = status if is_hubs else None
     said = plain(getattr(error, "server_message", None) or "")
     said = f": {said}" if said else ""
     again = "run the command again: nothing of it is to be seen yet, and files that the hub already"
@@ -31,27 +36,27 @@ def explain(error: Exception, repo: str) -> PublishError:
             "unset HF_HUB_OFFLINE, or pass --dry-run",
         ),
         (
-            status == 401,
+            answer == 401,
             f"the hub does not accept your token (asked for {repo})",
             "run: hf auth login (or correct HF_TOKEN)",
         ),
         (
-            status == 403,
+            answer == 403,
             f"your token may not write to {repo}{said}",
             f"use one with write access ({_TOKENS}), or propose it with --pull-request",
         ),
         (
-            status == 402,
+            answer == 402,
             f"the hub wants to be paid for this{said}",
             "see the plan and the storage of the account",
         ),
         (
-            status == 409,
+            answer == 409,
             f"the name {repo} is taken, but by no model that your token can see{said}",
             "choose another name",
         ),
         (
-            status == 412,
+            answer == 412,
             f"{repo} was changed by somebody else meanwhile",
             "look at what changed, and run the command again",
         ),

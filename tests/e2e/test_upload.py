@@ -214,7 +214,8 @@ def test_a_passing_fault_of_the_storage_is_tried_again(hub, publish, answers):
 def test_a_failed_upload_shows_nothing_and_a_rerun_sends_the_rest(hub, publish):
     hub.uploads.put_answers = [200, 403]
     answer = publish()
-    assert "nothing of it is to be seen" in answer["remedy"] or "write access" in answer["remedy"]
+    assert answer["error"].startswith(f"the upload to {REPO} failed (status 403")
+    assert "nothing of it is to be seen yet" in answer["remedy"]
     assert contents(hub) == {}
     hub.requests.clear()
     assert "error" not in publish()
