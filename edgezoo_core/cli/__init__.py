@@ -29,6 +29,7 @@ COMMANDS = {
     "bench": "bench",
     "evaluate": "evaluate",
     "publish": "publish",
+    "doctor": "doctor",
     "cache": "cache",
 }
 

@@ -48,7 +48,7 @@ class Answer:
 
 def default_jobs() -> int:
     """Returns how many workers the cores and the free memory allow, at least one."""
-    return max(1, min(cpus.usable(), _available_bytes() // WORKER_BYTES))
+    return max(1, min(cpus.usable(), available_bytes() // WORKER_BYTES))
 
 
 def run(
@@ -165,7 +165,7 @@ def _error(told: Mapping[str, Any]) -> EdgezooError:
     return error
 
 
-def _available_bytes() -> int:
+def available_bytes() -> int:
     """Returns the memory that is free for us: the machine's, and the control group's."""
     free = [1 << 62]
     with suppress(OSError, ValueError, StopIteration):

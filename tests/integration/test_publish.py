@@ -19,6 +19,7 @@ from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
 from edgezoo_core import artifact, contract, recipe, reproduction, zoo
+from edgezoo_core import hub as hubs
 from edgezoo_core.cli import main
 from edgezoo_core.contract.report import rule
 from edgezoo_core.errors import EdgezooError, PublishError
@@ -287,7 +288,7 @@ def test_no_figures_no_speed_and_figures_of_this_file_only(model, tmp_path):
     keys = ("prefill_per_s", "decode_per_s", "first_token_s")
     points = [
         {"subject": i, "threads": 2, "point": {"prefill": 128}, "context": 128}
-        | dict.fromkeys(keys, {**spread, "median": 10.5 + i})
+        | {key: {**spread, "median": 10.5 + i} for key in keys}
         for i in (0, 1)
     ]
     machine = {"system": "Linux", "architecture": "x86_64", "cores": 2, "versions": {}}
@@ -396,11 +397,22 @@ def test_hub_source_is_published_under_the_licence_that_its_repo_states(
     assert "has these very files already" in again.stdout
 
 
-def test_dry_run_asks_no_hub(hub, edgezoo, model):
-    done = edgezoo("publish", model, REPO, "--licence", "mit", "--dry-run")
-    assert "# `tiny-litert`" in done.stdout
-    assert "tiny.litertlm" in done.stdout
-    assert hub.requests == []
+def test_dry_run_asks_no_hub(model, monkeypatch):
+    def ask(repo, revision):
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr(hubs, "ask", ask)
+    found = manifest(model)
+    found["checkpoint"] |= {"repo": "acme/tiny", "folder": None, "commit": "0" * 40}
+    amend(model, **found)
+    options = ["publish", str(model), REPO, "--licence", "mit"]
+    done = CliRunner().invoke(main, [*options, "--dry-run", "--json"])
+    assert done.exit_code == 0, done.output
+    answer = json.loads(done.stdout)
+    assert answer["published"] is None
+    assert "# `tiny-litert`" in answer["card"]
+    assert "tiny.litertlm" in [f["name"] for f in answer["files"]]
+    assert isinstance(CliRunner().invoke(main, options).exception, AssertionError)
 
 
 def test_name_that_is_no_repo_is_told_first(edgezoo, model):
