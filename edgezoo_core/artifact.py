@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,9 @@ SCHEMA = 1
 BUNDLE_SUFFIX = ".litertlm"
 #: Field of a manifest whose file may have been replaced since: see `publish`.
 IN_DOUBT = "in_doubt"
+
+#: What came from the hub: a repo at a commit.
+_PINNED = re.compile(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +173,44 @@ def read_manifest(path: Path) -> Mapping[str, Any]:
     if found := list(manifests.faults(manifest)):
         raise _no_manifest(path, listing(found))
     return dict(manifest)
+
+
+def portable(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a manifest that says nothing of the machine it was written on.
+
+    Of a path that leads to a source, an adapter or a text, the last name stays: `./NAME`. For
+    `edgezoo reproduce` that is a folder beside which it is run.
+    """
+    source = manifest["checkpoint"]["folder"]
+    adapters = manifest.get("adapters", ())
+    paths = {p for p in (source, *(a["source"] for a in adapters)) if p and Path(p).is_absolute()}
+    found: dict[str, Any] = _without(sorted(paths, key=len, reverse=True), manifest)
+    if source:
+        found["checkpoint"]["folder"] = _named(source)
+    for record in found.get("adapters", ()):
+        if not _PINNED.fullmatch(record["source"]):
+            record["source"] = _named(record["source"])
+    if "text" in (found.get("verification") or {}):
+        # What is no path, such as `the carried sample`, has no slash.
+        found["verification"]["text"] = Path(found["verification"]["text"]).name
+    return found
+
+
+def _without(paths: Sequence[str], value: Any) -> Any:
+    """Returns a copy of a JSON value, the paths in its texts replaced by their last names."""
+    if isinstance(value, str):
+        for path in paths:
+            value = value.replace(path, _named(path))
+        return value
+    if isinstance(value, Mapping):
+        return {key: _without(paths, inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without(paths, inner) for inner in value]
+    return value
+
+
+def _named(path: str) -> str:
+    return f"./{Path(path).name}"
 
 
 def _no_manifest(path: Path, why: str) -> ArtifactError:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from edgezoo_core import artifact, compiler, partial, provenance, zoo
 from edgezoo_core import recipe as recipes
 from edgezoo_core import tokenizer as tokenizers
+from edgezoo_core.checkpoint import sha256
 from edgezoo_core.compiler import workers
 from edgezoo_core.errors import VerificationError
 from edgezoo_core.provenance import Provenance
@@ -86,7 +87,9 @@ def verify(
         with partial.folder(where.parent, "verify") as scratch:
             judge = _Judge(path, made, reading, reference, runtime, scratch, progress)
             report = judge.report(max_kl, with_structure=with_structure)
-        artifact.write_manifest(path, {**made.manifest, "verification": report.record()})
+        # Of which file it speaks: who relies on it compares.
+        record = {"sha256": sha256(path), **report.record()}
+        artifact.write_manifest(path, {**made.manifest, "verification": record})
     return report
 
 

@@ -99,6 +99,10 @@ class BatchError(EdgezooError):
     """A matrix does not say what it must, or its store or cluster cannot be used."""
 
 
+class PublishError(EdgezooError):
+    """An artifact must not, or cannot, be published."""
+
+
 class EvaluationError(EdgezooError):
     """A task is not known, cannot be loaded, or asks for what a converted file cannot do."""
 

@@ -90,7 +90,7 @@ def load(plugin: Plugin) -> LoadedPlugin:
     if not plugin.is_usable:
         raise PluginError(
             f"plugin {plugin.family} of {plugin} is {plugin.state}: {plugin.reason}",
-            remedy=_remedy(plugin),
+            remedy=remedy(plugin),
         )
     try:
         module = importlib.import_module(plugin.module)
@@ -140,7 +140,7 @@ class PluginLoadError(PluginError):
 
     def __init__(self, plugin: Plugin, state: State, reason: str) -> None:
         broken = replace(plugin, state=state, reason=reason)
-        super().__init__(f"plugin {plugin.family} of {plugin}: {reason}", remedy=_remedy(broken))
+        super().__init__(f"plugin {plugin.family} of {plugin}: {reason}", remedy=remedy(broken))
         self.state = state
         self.reason = reason
 
@@ -169,7 +169,7 @@ def _inspect(plugin: Plugin, allowed: set[str] | None) -> Plugin:
         plugin = replace(plugin, state="incompatible")
         taken = f"{HOOK_API}" if card.hook_api > HOOK_API else f"{OLDEST_HOOK_API} and later"
         reason = f"written for hook API {card.hook_api}, this edgezoo-core takes {taken}"
-        return replace(plugin, reason=f"{reason} ({_remedy(plugin)})")
+        return replace(plugin, reason=f"{reason} ({remedy(plugin)})")
     return plugin
 
 
@@ -223,7 +223,7 @@ def _report(plugin: Plugin) -> None:
         return
     message = f"plugin {plugin.family} of {plugin} is {plugin.state}: {plugin.reason}"
     if _is_strict():
-        raise PluginError(message, remedy=_remedy(plugin))
+        raise PluginError(message, remedy=remedy(plugin))
     _log("INFO", message)
 
 
@@ -248,7 +248,8 @@ def _one_line(text: str) -> str:
     return plain(" ".join(text.split()))
 
 
-def _remedy(plugin: Plugin) -> str:
+def remedy(plugin: Plugin) -> str:
+    """Returns what to do about a plugin that is not ok."""
     upgrade = f"pip install --upgrade {plugin.distribution}"
     is_newer = plugin.card is not None and plugin.card.hook_api > HOOK_API
     remedies: dict[State, str] = {

@@ -103,7 +103,7 @@ def read_config(found: RemoteRepo, *, progress: Progress = silent) -> Mapping[st
     """
     if CONFIG not in found.sizes:
         return None
-    return checkpoints.read_config(_text(found, CONFIG, progress).parent)
+    return checkpoints.read_config(fetch_text(found, CONFIG, progress=progress).parent)
 
 
 def weight_files(found: RemoteRepo) -> tuple[str, ...]:
@@ -152,7 +152,7 @@ def open_headers(
         )
     named: Mapping[str, str] = {}
     if index:
-        named = checkpoints.index_shards(_text(found, index, progress))
+        named = checkpoints.index_shards(fetch_text(found, index, progress=progress))
         files = tuple(sorted(set(named.values())))
     stage = "reading the headers of the weights"
     progress(stage)
@@ -174,6 +174,30 @@ def open_headers(
         tensors=tensors,
         files=(*texts, *([index] if index else []), *files),
     )
+
+
+def fetch_text(found: RemoteRepo, name: str, *, progress: Progress = silent) -> Path:
+    """Fetches a small file through the client's cache.
+
+    Raises:
+        CheckpointError: It cannot be fetched, or is too large to be a text.
+        GatedError: The repo is gated and this user has no access.
+    """
+    from huggingface_hub import hf_hub_download
+
+    if found.sizes[name] > _LONGEST_TEXT_BYTES:
+        raise CheckpointError(
+            f"{found}: {name} has {found.sizes[name]} bytes",
+            remedy="do not use this checkpoint: no model needs such a file",
+        )
+    stage = f"reading {name}"
+    progress(stage)
+    try:
+        return hub_session.patiently(
+            lambda: Path(hf_hub_download(found.repo, name, revision=found.commit)), stage, progress
+        )
+    except Exception as e:
+        _explain(found, e)
 
 
 def is_cached(found: RemoteRepo, name: str) -> bool:
@@ -198,25 +222,6 @@ def _described(repo: str, revision: str, info: ModelInfo) -> RemoteRepo:
     sizes = {s.rfilename: s.size or 0 for s in info.siblings or []}
     license_name = license_of(info.card_data)
     return RemoteRepo(repo, revision, str(info.sha), license_name, bool(info.gated), sizes)
-
-
-def _text(found: RemoteRepo, name: str, progress: Progress) -> Path:
-    """Fetches a small file through the client's cache."""
-    from huggingface_hub import hf_hub_download
-
-    if found.sizes[name] > _LONGEST_TEXT_BYTES:
-        raise CheckpointError(
-            f"{found}: {name} has {found.sizes[name]} bytes",
-            remedy="do not use this checkpoint: no model needs such a file",
-        )
-    stage = f"reading {name}"
-    progress(stage)
-    try:
-        return hub_session.patiently(
-            lambda: Path(hf_hub_download(found.repo, name, revision=found.commit)), stage, progress
-        )
-    except Exception as e:
-        _explain(found, e)
 
 
 def _explain(found: RemoteRepo, error: Exception) -> NoReturn:

@@ -102,4 +102,6 @@ def _compared(
 
 
 def _body(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in manifest.items() if name not in _APART}
+    # Where a folder stood is no part of what was made.
+    found = artifact.portable(manifest)
+    return {name: value for name, value in found.items() if name not in _APART}

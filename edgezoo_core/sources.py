@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgezoo_core import checkpoint as checkpoints
-from edgezoo_core import hub, manifests, plugins, remote, targets
+from edgezoo_core import hub, manifests, plugins, remote, targets, tokenizer
 from edgezoo_core import recipe as recipes
 from edgezoo_core.artifact import Artifact
 from edgezoo_core.cards import HUB_REPO, ModelCard
@@ -333,6 +333,17 @@ def text_folder(converted: Artifact, progress: Progress = silent) -> Path:
             remedy="pass --tokenizer with a folder or a hub repo",
         )
     return folder
+
+
+def known_texts(converted: Artifact, progress: Progress = silent) -> Path | None:
+    """Returns the folder with the texts of an artifact's source; None if it holds no tokenizer.
+
+    Raises:
+        ArtifactError: There is no manifest, or the folder is gone.
+        CheckpointError: The hub's copy cannot be had.
+    """
+    folder = text_folder(converted, progress)
+    return folder if any((folder / name).is_file() for name in tokenizer.FILES) else None
 
 
 def tokenizer_folder(text: str, progress: Progress = silent) -> Path:

@@ -21,8 +21,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from hub_uploads import TakesUploads, Uploads
+
 #: Files that the hub stores by their sha256, apart from its git repository.
 LARGE_SUFFIXES = (".bin", ".ckpt", ".model", ".msgpack", ".onnx", ".pt", ".pth", ".safetensors")
+LARGE_SUFFIXES += (".tflite", ".litertlm")
 #: Entries per page of a tree listing.
 PAGE = 50
 CHUNK = 1 << 20
@@ -122,6 +125,7 @@ class HubServer:
         stated_sizes: Large files that have another size by what the hub says.
         ignores_ranges: Whether large files always come from their beginning.
         storage_at: Origin that large files are redirected to, if not `storage_url`.
+        uploads: Who may write, what was put, and what fails of it.
     """
 
     def __init__(self) -> None:
@@ -135,6 +139,7 @@ class HubServer:
         self.cut_after: dict[str, int] = {}
         self.cut_once: dict[str, int] = {}
         self.held: set[str] = set()
+        self.uploads = Uploads()
         self.is_waiting = threading.Event()
         self.release = threading.Event()
         self.faults: dict[str, Iterator[Fault]] = {}
@@ -247,8 +252,9 @@ class _RefusedError(Exception):
         self.message = message
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(TakesUploads, BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    refused = _RefusedError
 
     @property
     def hub(self) -> HubServer:
@@ -266,9 +272,12 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._answer()
 
+    def do_PUT(self) -> None:
+        self._answer()
+
     def _answer(self) -> None:
         headers = {name.lower(): value for name, value in self.headers.items()}
-        body = self.rfile.read(int(headers.get("content-length", 0)))
+        body = self._body(headers)
         request = Request(self.command, self.path, headers["host"], headers)
         self.hub.requests.append(request)
         parts = urlsplit(self.path)
@@ -276,6 +285,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._fault = self._next_fault(parts.path)
             if self._fault and self._fault.after is None:
                 self._fail(self._fault)
+            elif self.takes_upload(request, parts.path, parse_qs(parts.query), body):
+                pass
             elif parts.path.startswith("/storage/"):
                 self._storage(request, parts.path.split("/")[2], parse_qs(parts.query)["name"][0])
             elif parts.path.startswith("/api/models/"):
@@ -314,6 +325,16 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
             os.close(self.connection.detach())  # at once, and so with a reset
             self.close_connection = True
+
+    def _body(self, headers: Mapping[str, str]) -> bytes:
+        if headers.get("transfer-encoding") != "chunked":
+            return self.rfile.read(int(headers.get("content-length", 0)))
+        body = b""
+        while size := int(self.rfile.readline(), 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return body
 
     def _check_token(self, request: Request, part: str) -> None:
         if part in self.hub.unavailable:

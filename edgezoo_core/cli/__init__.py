@@ -34,6 +34,8 @@ COMMANDS = {
     "run": "run",
     "bench": "bench",
     "evaluate": "evaluate",
+    "publish": "publish",
+    "doctor": "doctor",
     "cache": "cache",
 }
 

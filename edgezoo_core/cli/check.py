@@ -55,7 +55,7 @@ def check_command(
 
 def _texts(file: Path, source: str | None, progress: Progress) -> Path | None:
     """Returns the folder with the source's texts; None if it is not known."""
-    from edgezoo_core import sources, tokenizer
+    from edgezoo_core import sources
     from edgezoo_core.artifact import Artifact
     from edgezoo_core.contract import manifest
 
@@ -65,11 +65,10 @@ def _texts(file: Path, source: str | None, progress: Progress) -> Path | None:
     if found is None or "checkpoint" not in found:
         return None
     try:
-        folder = sources.text_folder(Artifact(file, found), progress)
+        return sources.known_texts(Artifact(file, found), progress)
     except EdgezooError as e:
         logger.warning("%s: what needs the source is not checked", e.message)
         return None
-    return folder if any((folder / name).is_file() for name in tokenizer.FILES) else None
 
 
 def _print(report: Report) -> None:

@@ -72,7 +72,8 @@ class Stages:
         self._stage, self._began, self._advance = plain(stage), time.perf_counter(), ""
         if not self._stream.isatty():
             self._remind_later()
-        else:
+        # Uploads have progress bars of their own, which a spinner would overwrite.
+        elif not stage.startswith("uploading"):
             from rich.console import Console
 
             self._spinner = Console(file=self._stream).status(self)

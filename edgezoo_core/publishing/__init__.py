@@ -1,0 +1,307 @@
+"""From a converted file to a repo of the hub: what is examined, and what is sent."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgezoo_core import artifact, contract, hub, plugins, remote, sources, targets
+from edgezoo_core.artifact import BUNDLE_SUFFIX
+from edgezoo_core.cards import HUB_REPO
+from edgezoo_core.errors import EdgezooError, PublishError, TargetError
+from edgezoo_core.publishing import card, commands, licences, speed, standing
+from edgezoo_core.publishing.card import Facts
+from edgezoo_core.publishing.licences import Licence
+from edgezoo_core.publishing.speed import Described
+from edgezoo_core.publishing.upload import README, File
+from edgezoo_core.types import Progress, silent
+
+logger = logging.getLogger(__name__)
+
+#: What goes along with the weights if the source has it.
+_LEGAL = re.compile(r"(LICEN[CS]E|NOTICE|USE_POLICY)([._-][\w.-]*)?", re.ASCII | re.IGNORECASE)
+#: A longer text is no licence.
+_LONGEST_TEXT = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Decisions:
+    """What only the user can decide.
+
+    Attributes:
+        licence: Name of the source's licence, where the source does not name it.
+        is_licence_accepted: Whether the user answers for the licence's condition.
+        base_model: Hub repo that a local folder descends from, for the card.
+        benchmark: What `edgezoo bench --json` printed, for the card.
+        is_uncertified: Whether a file may go out that has no certificate, or that LiteRT-LM would
+            refuse.
+    """
+
+    licence: str | None = None
+    is_licence_accepted: bool = False
+    base_model: str | None = None
+    benchmark: Path | None = None
+    is_uncertified: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """What is ready to be sent.
+
+    Attributes:
+        repo: Where to.
+        files: In the order of their names.
+        card: The text of README.md.
+        licence: Of the source.
+    """
+
+    repo: str
+    files: tuple[File, ...]
+    card: str
+    licence: Licence
+
+    @property
+    def message(self) -> str:
+        """Of the commit."""
+        models = [f.name for f in self.files if f.name.endswith((".tflite", BUNDLE_SUFFIX))]
+        return f"Add {', '.join(models)}"
+
+
+def prepare(
+    path: Path,
+    repo: str,
+    decisions: Decisions | None = None,
+    *,
+    is_offline: bool = False,
+    progress: Progress = silent,
+) -> Publication:
+    """Examines an artifact and writes its card. Nothing is sent.
+
+    Args:
+        path: A .tflite, which its bundle accompanies, or a .litertlm alone; with its manifest.
+        repo: `org/name` that it is published to.
+        decisions: Of the user.
+        is_offline: Whether the hub must not be asked: for the licence, a family's card has to do.
+        progress: Told of each stage.
+
+    Raises:
+        PublishError: It is not certified, LiteRT-LM would refuse it, or its licence forbids it.
+        ArtifactError: There is no manifest, or a file is not what the manifest says.
+        EdgezooError: The source's licence cannot be had.
+    """
+    decisions = decisions or Decisions()
+    _refuse_names(repo, decisions)
+    manifest = _manifest(path)
+    progress("hashing the files")
+    models = _models(path, manifest)
+    digest = standing.model_sha256(path)
+    found = standing.judge(manifest, digest)
+    if found.fault and not decisions.is_uncertified:
+        raise PublishError(
+            f"{path} is not certified: {found.fault}",
+            remedy=f"run: edgezoo verify {path.with_suffix('.tflite')} (--uncertified publishes it"
+            " all the same, and its card says so)",
+        )
+    licence, legal = _licence(manifest, decisions, is_offline=is_offline, progress=progress)
+    broken = _broken_rules(path, models, manifest, decisions, is_offline, progress)
+    public = _public(manifest, found)
+    recipe = commands.recipe_file(public)
+    described = tuple(Described(f.name, f.size_bytes, f.sha256) for f in models)
+    facts = Facts(
+        name=repo.split("/")[1],
+        repo=repo,
+        manifest=public,
+        manifest_name=artifact.manifest_path(path).name,
+        files=described,
+        digest=digest,
+        licence=licence,
+        base_model=decisions.base_model,
+        fault=found.fault,
+        contract_errors=broken,
+        speed=speed.read(decisions.benchmark, described) if decisions.benchmark else None,
+        recipe_file=recipe[0] if recipe else None,
+    )
+    text = card.render(facts)
+    files = [
+        *models,
+        *legal,
+        File(facts.manifest_name, (json.dumps(public, indent=2) + "\n").encode()),
+        File(README, text.encode()),
+    ]
+    if recipe:
+        files.append(File(recipe[0], recipe[1].encode()))
+    return Publication(repo, tuple(sorted(files, key=lambda f: f.name)), text, licence)
+
+
+def _manifest(path: Path) -> Mapping[str, Any]:
+    """Returns an artifact's manifest, its source looked at: it may come from anybody."""
+    manifest = artifact.read(path).manifest
+    if manifest is None:
+        raise PublishError(
+            f"{path} has no manifest that says what it is",
+            remedy="name a file that edgezoo converted, its manifest beside it",
+        )
+    try:
+        card.source(manifest)
+        artifact.portable(manifest)
+    except (AttributeError, KeyError, TypeError, ValueError) as e:
+        raise PublishError(
+            f"the manifest of {path} does not say where it is from ({type(e).__name__}: {e})",
+            remedy="convert the model again",
+        ) from e
+    return manifest
+
+
+def _public(manifest: Mapping[str, Any], found: standing.Standing) -> dict[str, Any]:
+    """Returns the manifest as it is published: no paths, and no certificate of something else."""
+    kept = {key: value for key, value in manifest.items() if key != "verification"}
+    if found.record is not None:
+        kept["verification"] = found.record
+    return artifact.portable(kept)
+
+
+def _refuse_names(repo: str, decisions: Decisions) -> None:
+    for name in (repo, decisions.base_model):
+        if name is not None and not HUB_REPO.fullmatch(name):
+            raise TargetError(f"{name!r} is no repo of the hub", remedy="write org/name")
+    if decisions.licence is not None and not licences.NAME.fullmatch(decisions.licence):
+        raise PublishError(
+            f"{decisions.licence!r} is no name of a licence",
+            remedy="write it as the hub does: apache-2.0, mit, gemma",
+        )
+
+
+def _models(path: Path, manifest: Mapping[str, Any]) -> list[File]:
+    """Returns the models to publish, each as the manifest describes it."""
+    names = {BUNDLE_SUFFIX: "bundle"}
+    records = {path: manifest[names.get(path.suffix, "artifact")]}
+    if path.suffix != BUNDLE_SUFFIX and "bundle" in manifest:
+        beside = path.parent / Path(manifest["bundle"]["file"]).name
+        if beside.is_file():
+            records[beside] = manifest["bundle"]
+    files = []
+    for model, record in records.items():
+        file = File(model.name, model)
+        if (file.name, file.sha256) != (record["file"], record["sha256"]):
+            raise PublishError(
+                f"{model} is not what its manifest describes: it was changed or renamed",
+                remedy="convert the model again",
+            )
+        files.append(file)
+    return files
+
+
+def _broken_rules(
+    path: Path,
+    models: list[File],
+    manifest: Mapping[str, Any],
+    decisions: Decisions,
+    is_offline: bool,
+    progress: Progress,
+) -> list[str]:
+    texts = _texts(models, manifest, is_offline=is_offline, progress=progress)
+    reports = [contract.check(path.with_name(f.name), texts, progress) for f in models]
+    errors = [finding for report in reports for finding in report.errors]
+    if errors and not decisions.is_uncertified:
+        raise PublishError(
+            f"LiteRT-LM would refuse {path}, or talk garbage ({errors[0].rule}: {errors[0].found})",
+            remedy=f"run: edgezoo check {path} (--uncertified publishes it all the"
+            " same, and its card says so)",
+        )
+    return sorted({finding.rule for finding in errors})
+
+
+def _texts(
+    models: list[File], manifest: Mapping[str, Any], *, is_offline: bool, progress: Progress
+) -> Path | None:
+    """Returns the folder with the source's texts; None if it is not at hand."""
+    if is_offline and manifest["checkpoint"]["repo"]:
+        return None
+    described = artifact.Artifact(Path(models[0].name), manifest)
+    try:
+        return sources.known_texts(described, progress)
+    except EdgezooError as e:
+        logger.warning("%s: what needs the source is not checked", e.message)
+        return None
+
+
+def _licence(
+    manifest: Mapping[str, Any], decisions: Decisions, *, is_offline: bool, progress: Progress
+) -> tuple[Licence, list[File]]:
+    """Returns the source's licence, and the texts that go along with it."""
+    checkpoint = manifest["checkpoint"]
+    stated, legal = None, list(_legal_texts(Path(checkpoint["folder"] or "")))
+    if checkpoint["repo"] and not is_offline:
+        stated, legal = _ask(checkpoint["repo"], checkpoint["commit"], progress)
+    licence = licences.find(stated)
+    if licence.name == "unknown":
+        licence = licences.find(_card_licence(manifest))
+    if decisions.licence:
+        named = licences.find(decisions.licence)
+        if licence.name not in ("unknown", named.name):
+            raise PublishError(
+                f"the source's licence is {licence.name}, not {named.name}",
+                remedy="leave out --licence",
+            )
+        licence = named
+    licences.refuse(licence, is_accepted=decisions.is_licence_accepted)
+    if not is_offline:
+        _refuse_adapters(manifest, decisions, progress)
+    if licence.condition:
+        logger.warning("%s: %s (%s)", licence.name, licence.condition, licence.source)
+    if licence.notice and not any(f.name.upper().startswith("NOTICE") for f in legal):
+        legal.append(File("NOTICE", f"{licence.notice}\n".encode()))
+    return licence, legal
+
+
+def _refuse_adapters(manifest: Mapping[str, Any], decisions: Decisions, progress: Progress) -> None:
+    """Stops what the licence of an adapter from the hub does not let pass."""
+    for record in manifest.get("adapters", ()):
+        repo, at, commit = record["source"].partition("@")
+        if at and HUB_REPO.fullmatch(repo) and not decisions.is_licence_accepted:
+            stated, _ = _ask(repo, commit, progress)
+            if not licences.find(stated).is_open:
+                raise PublishError(
+                    f"the licence of the adapter {repo} is {stated}",
+                    remedy="if it lets you publish what was merged, pass --accept-licence",
+                )
+
+
+def _legal_texts(folder: Path) -> Iterator[File]:
+    if folder == Path() or not folder.is_dir():
+        return
+    for path in sorted(folder.iterdir()):
+        is_text = _LEGAL.fullmatch(path.name) and path.is_file()
+        if is_text and path.stat().st_size <= _LONGEST_TEXT:
+            yield File(path.name, path.read_bytes())
+
+
+def _ask(repo: str, commit: str, progress: Progress) -> tuple[str, list[File]]:
+    found = remote.look(repo, commit, progress=progress)
+    if found is None:
+        raise hub.not_cached(repo, commit)
+    names = sorted(
+        name
+        for name, size in found.sizes.items()
+        if _LEGAL.fullmatch(name) and size <= _LONGEST_TEXT
+    )
+    texts = [
+        File(name, remote.fetch_text(found, name, progress=progress).read_bytes()) for name in names
+    ]
+    return found.license, texts
+
+
+def _card_licence(manifest: Mapping[str, Any]) -> str | None:
+    """Returns what the family's card says, if the source is the checkpoint of a card."""
+    model_id = manifest["model"]["card_id"]
+    if model_id is None:
+        return None
+    try:
+        return targets.find_card(model_id, plugins.discover()).license
+    except EdgezooError:
+        return None
