@@ -285,13 +285,10 @@ def _ask(repo: str, commit: str, progress: Progress) -> tuple[str, list[File]]:
     found = remote.look(repo, commit, progress=progress)
     if found is None:
         raise hub.not_cached(repo, commit)
-    names = sorted(
-        name
-        for name, size in found.sizes.items()
-        if _LEGAL.fullmatch(name) and size <= _LONGEST_TEXT
-    )
     texts = [
-        File(name, remote.fetch_text(found, name, progress=progress).read_bytes()) for name in names
+        File(name, remote.fetch_text(found, name, progress=progress).read_bytes())
+        for name, size in sorted(found.sizes.items())
+        if size <= _LONGEST_TEXT and _LEGAL.fullmatch(name)
     ]
     return found.license, texts
 
