@@ -18,7 +18,7 @@ from edgezoo_core.planning import costs
 from edgezoo_core.shapes import Shapes
 
 #: Of the whole file, for models of two or three layers.
-TOLERANCE = 0.02
+TOLERANCE = 0.03
 MIXED = """
 default = "dynamic_int8"
 embedding = "fp16"
