@@ -101,15 +101,14 @@ class _Examination:
 
     def run(self, *, is_full: bool) -> Plan:
         """Collects figures as far as they can be had."""
-        checkpoint = self._open()
-        self._count_download(checkpoint)
-        settled = None
+        settled = known = checkpoint = None
         with self._finding("access" if self._prospect.refusal else "family"):
             settled = sources.settle(self._prospect, family=self._request.family)
-        known = None
         if settled:
             self._tell(family=settled.plugin.family, plugin=str(settled.plugin))
+            checkpoint = self._open()
             known = self._learn(settled, checkpoint, is_full=is_full)
+        self._count_download(checkpoint)
         self._check_adapters()
         if known and settled:
             self._measure(known, settled, checkpoint)
@@ -119,8 +118,6 @@ class _Examination:
         return replace(self._plan, findings=tuple(found))
 
     def _open(self) -> Checkpoint | None:
-        if self._prospect.refusal:
-            return None
         try:
             return self._prospect.open(progress=self._progress)
         except remote.UnreadableAfarError as e:
