@@ -34,10 +34,13 @@ target = "acme/small-gemma"
 [[models]]
 target = "acme/small-llama"
 """
-#: Ray's least.
-OBJECT_STORE_BYTES = 80 << 20
 #: What a node says that it has; no more than one task fits.
-NODE = {"num_cpus": 1, "memory": 4 << 30, "object_store_memory": OBJECT_STORE_BYTES}
+NODE = {
+    "num_cpus": 1,
+    "memory": 4 << 30,
+    "object_store_memory": 80 << 20,  # Ray's least
+    "include_dashboard": False,
+}
 
 
 @pytest.fixture
@@ -78,17 +81,22 @@ def environment(hub, tmp_path):
 def cluster(environment, monkeypatch):
     """A cluster of three nodes: its head, which makes nothing, and two that work."""
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_raylet_start_wait_time_s", "600")
     from ray.cluster_utils import Cluster
 
+    # A node that is slow lives; one that is gone refuses to answer, and is dead after five tries.
+    health = {"health_check_period_ms": 1000, "health_check_timeout_ms": 60_000}
     started = Cluster()
-    common = {"include_dashboard": False, "env_vars": environment("head")}
-    started.add_node(**{**NODE, "num_cpus": 0}, **common)
-    started.named = {
-        name: started.add_node(**NODE, include_dashboard=False, env_vars=environment(name))
-        for name in ("one", "two")
-    }
-    yield started
-    started.shutdown()
+    try:
+        started.add_node(
+            **{**NODE, "num_cpus": 0}, env_vars=environment("head"), _system_config=health
+        )
+        started.named = {
+            name: started.add_node(**NODE, env_vars=environment(name)) for name in ("one", "two")
+        }
+        yield started
+    finally:
+        started.shutdown()
 
 
 def begin(matrix, store, environment, *arguments):
