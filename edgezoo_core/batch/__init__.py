@@ -74,7 +74,7 @@ def local_engine(
     peak = largest.forecast.peak_memory_bytes
     if peak > budget:
         raise BatchError(
-            f"{largest.task.name} takes {peak / 1e9:.1f} GB of memory, {budget / 1e9:.1f} GB may"
+            f"{largest.task.name} takes {peak / 1e6:.0f} MB of memory, {budget / 1e6:.0f} MB may"
             " be used",
             remedy="pass a smaller --jobs, a larger --memory, or convert on a larger machine",
         )

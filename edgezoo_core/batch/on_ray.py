@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import ExitStack, redirect_stdout, suppress
 from typing import Any
 
 from edgezoo_core import compiler, errors, plugins
@@ -15,10 +16,22 @@ from edgezoo_core.batch.forecast import Planned
 from edgezoo_core.errors import BatchError, EdgezooError, listing
 from edgezoo_core.types import Progress, silent
 
+logger = logging.getLogger(__name__)
+
 #: How often Ray begins a task again whose node died.
 RETRIES = 5
 #: Seconds that a node may take to start a process and say its versions.
 _PROBE_S = 300.0
+
+
+class _Talk(io.TextIOBase):
+    """What Ray prints, on its way to the log."""
+
+    def write(self, text: str) -> int:
+        """Logs what is more than the end of a line."""
+        if text.strip():
+            logger.info("ray: %s", text.strip())
+        return len(text)
 
 
 class OnRay:
@@ -52,10 +65,14 @@ class OnRay:
         self._ray = ray
         self._jobs = jobs
         self._begun: list[Any] = []
+        # Ray prints to stdout what happens to its nodes.
+        self._quiet = ExitStack()
+        self._quiet.enter_context(redirect_stdout(_Talk()))
         alone: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
         try:
             ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **alone)
         except Exception as e:
+            self._quiet.close()
             raise BatchError(
                 f"no Ray cluster answers at {address}: {e}",
                 remedy="name the address that `ray start --head` says, or `local`",
@@ -67,7 +84,7 @@ class OnRay:
             progress("comparing versions")
             self._refuse_other_versions(left, nodes)
         except BaseException:
-            ray.shutdown()
+            self.close()
             raise
         self._carry_out = ray.remote(max_retries=RETRIES, retry_exceptions=False)(_carry_out)
 
@@ -93,6 +110,7 @@ class OnRay:
             with suppress(Exception):
                 self._ray.cancel(reference, force=True)
         self._ray.shutdown()
+        self._quiet.close()
 
     def _refuse_large(self, left: Sequence[Planned], nodes: Sequence[Mapping[str, Any]]) -> None:
         # Ray would wait for ever for a node that has room.
