@@ -205,14 +205,15 @@ def _find(repo: str, name: str, commit: str, stated: Stated) -> tuple[_Blob, str
             remedy="check HF_ENDPOINT, and whether a proxy or a login page is in the way",
         )
     cache, folder = Path(constants.HF_HUB_CACHE), repo_folder_name(repo_id=repo, repo_type="model")
-    is_large = stated.git_sha1 is None and _SHA256.fullmatch(etag)
+    if stated.sha256 is None and _SHA256.fullmatch(etag):
+        stated = replace(stated, sha256=etag)
     blob = _Blob(
         what=f"{repo}: {name}",
         name=name,
         path=cache / folder / "blobs" / etag,
         lock=cache / ".locks" / folder / f"{etag}.lock",
         size_bytes=size,
-        stated=replace(stated, sha256=etag) if is_large and not stated.sha256 else stated,
+        stated=stated,
     )
     return blob, found.location
 

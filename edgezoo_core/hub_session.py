@@ -66,10 +66,7 @@ class PassingError(Exception):
 
 
 class GaveUpError(Exception):
-    """A fault that did not pass, in words: what it was, and why no longer was waited for it."""
-
-    def __init__(self, fault: PassingError, why: str) -> None:
-        super().__init__(f"{fault} ({why})")
+    """A fault that did not pass, and why it was not waited for any longer."""
 
 
 class WebPageError(Exception):
@@ -100,6 +97,7 @@ def patiently(
     progress: Progress,
     *,
     done_bytes: Callable[[], int] = lambda: 0,
+    is_enough: Callable[[PassingError], bool] = lambda fault: False,
 ) -> _Result:
     """Calls until no passing fault is in the way, with a wait in between that doubles.
 
@@ -108,9 +106,10 @@ def patiently(
         stage: What it does.
         progress: Told of each wait, and then of the stage again.
         done_bytes: Gives how much there is by now. A try that got further does not count.
+        is_enough: Says of a fault whether to give up at once.
 
     Raises:
-        GaveUpError: The fault stays, or the hub asks for more patience than there is.
+        GaveUpError: The fault stays, is enough, or asks for more patience than there is.
         Exception: Whatever else `call` raises.
     """
     tries, longest = 1, patience_s()
@@ -123,16 +122,18 @@ def patiently(
             fault = as_passing(e)
             if fault is None:
                 raise
+            if is_enough(fault):
+                raise GaveUpError(str(fault)) from e
             if done_bytes() - before >= FURTHER_BYTES:
                 tries = 1
             if tries >= TRIES:
-                raise GaveUpError(fault, f"tried {tries} times") from e
+                raise GaveUpError(f"{fault} (tried {tries} times)") from e
             wait = min(2.0 ** (tries - 1), longest)
             if fault.retry_after_s is not None:
                 wait = float(fault.retry_after_s)
                 if wait > longest:
-                    why = f"and asks to wait {wait:g} s, {longest:g} s are allowed"
-                    raise GaveUpError(fault, why) from e
+                    why = f"{fault} and asks to wait {wait:g} s, more than {PATIENCE}={longest:g}"
+                    raise GaveUpError(why) from e
         tries += 1
         progress(f"waiting, as {fault}: try {tries} of {TRIES} in {wait:g} s")
         time.sleep(wait)

@@ -63,6 +63,10 @@ class Stages:
     def __call__(self, stage: str) -> None:
         """Ends the current stage and begins the next."""
         self._close(is_done=True)
+        if stage.startswith("waiting") and not self._stream.isatty():
+            # Told when it begins: nobody should have to guess for minutes.
+            click.echo(f"{'':8}  {stage}", file=self._stream)
+            return
         self._stage, self._began = stage, time.perf_counter()
         if self._stream.isatty():
             from rich.console import Console
