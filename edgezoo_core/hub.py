@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+#: Seconds that the hub may take at most to answer a question about a repo.
+TIMEOUT_S = 30.0
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
@@ -188,7 +190,11 @@ def _pull(repo: str, revision: str, bring: _Bring, progress: Progress) -> Snapsh
 
 
 def ask(
-    repo: str, revision: str, *, progress: Progress, has_copy: Callable[[], bool]
+    repo: str,
+    revision: str,
+    *,
+    progress: Progress = silent,
+    has_copy: Callable[[], bool] = lambda: True,
 ) -> ModelInfo | None:
     """Asks the hub about a repo; None if it does not answer and there is a copy.
 
@@ -203,7 +209,7 @@ def ask(
 
     hub_session.refuse_odd_token()
     stage = f"asking the hub for {repo}"
-    timeout = 3 * constants.HF_HUB_ETAG_TIMEOUT
+    timeout = min(TIMEOUT_S, 3 * constants.HF_HUB_ETAG_TIMEOUT)
     progress(stage)
     try:
         return hub_session.patiently(

@@ -6,14 +6,16 @@ asks again without a word, and sends the token to every origin that it takes for
 answer, and the token goes to the origin of HF_ENDPOINT alone, whatever redirects say. `patiently`
 asks again, tells the user that it waits, and gives up in the end.
 
-No question waits longer for an answer than HF_HUB_ETAG_TIMEOUT says (three times that where the
-hub has to compute it), no part of a file longer than HF_HUB_DOWNLOAD_TIMEOUT: 10 s each.
+No question waits longer for an answer than HF_HUB_ETAG_TIMEOUT says (where the hub has to compute
+it, three times that, 30 s at most), and no part of a file longer than HF_HUB_DOWNLOAD_TIMEOUT: 10 s
+each, if they are not set.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -149,17 +151,56 @@ def guarded() -> Iterator[None]:
     """
     from huggingface_hub import get_session
 
-    asked: set[tuple[str, str, str | None]] = set()
+    client = get_session()
+    _guard.enter(client)
+    try:
+        yield
+    finally:
+        _guard.leave(client)
 
-    def on_request(request: httpx2.Request) -> None:
+
+class _Guard:
+    """What looks at each request and each answer of the client, as long as anybody asks for it.
+
+    The client has one session for all threads, and it asks for some things in threads of its own.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._depth = 0
+        self._asked: dict[int, set[tuple[str, str, str | None]]] = {}
+
+    def enter(self, client: httpx2.Client) -> None:
+        with self._lock:
+            self._depth += 1
+            self._asked.pop(threading.get_ident(), None)
+            hooks = client.event_hooks
+            if self._on_request not in hooks["request"]:
+                client.event_hooks = {
+                    "request": [*hooks["request"], self._on_request],
+                    "response": [*hooks["response"], self._on_response],
+                }
+
+    def leave(self, client: httpx2.Client) -> None:
+        with self._lock:
+            self._depth -= 1
+            self._asked.pop(threading.get_ident(), None)
+            if not self._depth:
+                self._asked.clear()
+                own = (self._on_request, self._on_response)
+                hooks = client.event_hooks.items()
+                client.event_hooks = {kind: [h for h in hs if h not in own] for kind, hs in hooks}
+
+    def _on_request(self, request: httpx2.Request) -> None:
         question = (request.method, str(request.url), request.headers.get("range"))
+        asked = self._asked.setdefault(threading.get_ident(), set())
         if question in asked:
             raise PassingError(_who(request.url), "does not answer")
         asked.add(question)
         if not _is_hub(request.url):
             request.headers.pop("authorization", None)
 
-    def on_response(response: httpx2.Response) -> None:
+    def _on_response(self, response: httpx2.Response) -> None:
         status = response.status_code
         if status in _PASSING:
             after = response.headers.get("retry-after", "").strip()
@@ -173,16 +214,8 @@ def guarded() -> Iterator[None]:
         if response.is_success and kind.lower().startswith(("text/html", "application/xhtml")):
             raise WebPageError
 
-    client = get_session()
-    hooks = client.event_hooks
-    client.event_hooks = {
-        "request": [*hooks["request"], on_request],
-        "response": [*hooks["response"], on_response],
-    }
-    try:
-        yield
-    finally:
-        client.event_hooks = hooks
+
+_guard = _Guard()
 
 
 def as_passing(error: Exception) -> PassingError | None:

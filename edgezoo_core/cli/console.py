@@ -19,6 +19,8 @@ from edgezoo_core.errors import EdgezooError
 
 #: Lines of the libraries' talk that are shown after a crash.
 TAIL_LINES = 30
+#: Of less than this no rate is shown: it is over before it can be read.
+SHOWN_BYTES = 10_000_000
 
 
 def show_log(*, verbose: bool) -> None:
@@ -52,6 +54,7 @@ class Stages:
         self._stream = stream
         self._stage: str | None = None
         self._began = 0.0
+        self._first: tuple[float, int] | None = None
         self._spinner: Any = None
 
     def __enter__(self) -> Stages:
@@ -67,7 +70,7 @@ class Stages:
             # Told when it begins: nobody should have to guess for minutes.
             click.echo(f"{'':8}  {stage}", file=self._stream)
             return
-        self._stage, self._began = stage, time.perf_counter()
+        self._stage, self._began, self._first = stage, time.perf_counter(), None
         if self._stream.isatty():
             from rich.console import Console
 
@@ -76,10 +79,12 @@ class Stages:
 
     def advance(self, done_bytes: int, total_bytes: int) -> None:
         """Shows how much of the stage is done, its rate and the time left."""
-        if self._spinner is None or not done_bytes:
+        if self._spinner is None or total_bytes < SHOWN_BYTES:
             return
-        elapsed = time.perf_counter() - self._began
-        rate = done_bytes / elapsed if elapsed else 0.0
+        now = time.perf_counter()
+        # A download may continue where another process stopped: that was not done now.
+        began, before = self._first = self._first or (now, done_bytes)
+        rate = (done_bytes - before) / (now - began) if now > began else 0.0
         left = (total_bytes - done_bytes) / rate if rate else 0.0
         self._spinner.update(
             f"{self._stage}  {done_bytes / 1e9:.2f} of {total_bytes / 1e9:.2f} GB"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Iterator
 
 import httpx2
@@ -60,6 +61,24 @@ def test_session_is_as_before_after_a_question(seen):
     client = huggingface_hub.get_session()
     with hub_session.guarded():
         assert client.event_hooks["request"]
+    assert client.event_hooks == {"request": [], "response": []}
+
+
+def test_guard_holds_until_the_last_of_several_threads_has_left(seen):
+    client = huggingface_hub.get_session()
+    headers = {"authorization": f"Bearer {TOKEN}"}
+
+    def ask():
+        with hub_session.guarded():
+            client.get("https://huggingface.co/a")
+
+    with hub_session.guarded():
+        client.get("https://huggingface.co/a")
+        other = threading.Thread(target=ask)
+        other.start()
+        other.join()
+        client.get("https://example.org", headers=headers)
+    assert [r.headers.get("authorization") for r in seen] == [None] * 3
     assert client.event_hooks == {"request": [], "response": []}
 
 
