@@ -93,17 +93,20 @@ def test_question_is_asked_once(seen):
     assert len(seen) == 3
 
 
-def test_no_process_that_edgezoo_starts_sees_the_token(monkeypatch):
+def test_no_process_that_edgezoo_starts_sees_the_token(monkeypatch, tmp_path):
     for name in environment.TOKENS:
         monkeypatch.setenv(name, TOKEN)
     monkeypatch.setenv("HF_HOME", "somewhere")
     assert TOKEN not in environment.without_tokens().values()
     assert environment.without_tokens()["HF_HOME"] == "somewhere"
-    # pip, and a worker: each would end differently if it saw one.
+    # In place of pip, and of a worker.
     asks = f"import os, sys; sys.exit({TOKEN!r} in os.environ.values())"
     installing.run([sys.executable, "-c", asks])
-    monkeypatch.setattr(sys, "executable", "/usr/bin/env")
-    with pytest.raises(ConversionError) as failed:
+    shows = tmp_path / "python"
+    shows.write_text("#!/bin/sh\nenv | grep -E '^(HF|HUGGING)' >&2\n")
+    shows.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(shows))
+    with pytest.raises(ConversionError, match="HF_HOME=somewhere") as failed:
         workers.run("examine", [{}])
     assert TOKEN not in str(failed.value)
     assert os.environ["HF_TOKEN"] == TOKEN
