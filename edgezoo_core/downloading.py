@@ -215,7 +215,8 @@ def _find(repo: str, name: str, commit: str, stated: Stated) -> tuple[_Blob, str
         size_bytes=size,
         stated=stated,
     )
-    return blob, found.location
+    # As the client does: a file that Xet stores is asked for by GET, which redirects it afresh.
+    return blob, url if found.xet_file_data else found.location
 
 
 def _continue(blob: _Blob, url: str, progress: Progress) -> None:

@@ -407,6 +407,46 @@ def test_blob_in_the_store_that_repos_share_is_sound(hub, client):
         assert contents(client.pull(REPO, is_offline=is_offline)) == FILES
 
 
+def test_file_that_xet_stores_comes_in_ranges(hub, client):
+    hub.publish(REPO, FILES)
+    hub.tokens.add("hf_token")
+    hub.has_xet = True
+    keep_half(client)
+    answer = client.pull(REPO, token="hf_token", HF_HUB_DISABLE_XET="0")
+    assert contents(answer) == FILES
+    assert ranges(hub) == [f"bytes={SIZE // 2}-"]
+    assert not any("xet" in r.path for r in hub.requests)
+    at_storage = [r for r in hub.requests if r.path.startswith("/storage/")]
+    assert [r.token for r in at_storage] == [None]
+
+
+@pytest.mark.parametrize(
+    ("part", "fault", "said"),
+    [
+        ("api", PAGE, "a web page or the like came in place of what was asked of the hub"),
+        ("resolve", Fault(status=500), "the hub answers with status 500 (tried 5 times)"),
+    ],
+)
+def test_command_ends_with_a_sentence_and_a_remedy(hub, tmp_path, part, fault, said):
+    hub.publish(REPO, FILES)
+    hub.faults[part] = itertools.repeat(fault)
+    home = {**hub.environment(tmp_path / "home"), "EDGEZOO_HUB_PATIENCE": "0"}
+    (tmp_path / "here").mkdir()
+    done = subprocess.run(
+        [EDGEZOO, "convert", REPO],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path / "here",
+        env={**os.environ, **home},
+    )
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert said in done.stderr.splitlines()[-2]
+    assert done.stderr.splitlines()[-1].startswith("Fix: ")
+    assert list((tmp_path / "here").iterdir()) == []
+
+
 def test_patience_that_is_no_time(hub, client):
     hub.publish(REPO, FILES)
     answer = client.pull(REPO, EDGEZOO_HUB_PATIENCE="long")
