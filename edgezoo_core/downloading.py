@@ -16,8 +16,7 @@ client's session, headers and errors:
 - What others left unfinished is swept once it is old and its lock is free.
 
 Large files come in ranges over plain HTTP also where hf_xet is installed: Xet keeps no part of a
-file that another process could continue, and names no hash of the whole that could be held against
-the hub's. The hub serves each of its files both ways.
+file that another process could continue. The hub serves files of up to 50 GB both ways.
 """
 
 from __future__ import annotations
@@ -249,9 +248,10 @@ def _continue(blob: _Blob, url: str, progress: Progress) -> None:
                 at += len(chunk)
                 here += _write(partial, new)
                 progress.advance(here, blob.size_bytes)
-                if at >= blob.size_bytes:
-                    return
-        raise PassingError("the hub's storage", "ended the file early")
+                if at > blob.size_bytes:
+                    break
+        if here < blob.size_bytes:
+            raise PassingError("the hub's storage", "ended the file early")
 
 
 def _begins_at(response: httpx2.Response, blob: _Blob, asked: int) -> int:

@@ -196,6 +196,14 @@ def test_short_file_in_place_of_the_whole(hub, client):
     assert contents(client.pull(REPO)) == FILES
 
 
+def test_larger_file_in_place_of_the_stated_one(hub, client):
+    hub.publish(REPO, FILES)
+    hub.stated_sizes[WEIGHTS] = 1000
+    answer = client.pull(REPO)
+    assert f"has 1000 bytes on the hub, a file of {SIZE} is sent in its place" in answer.error
+    assert partial(client).stat().st_size == 0
+
+
 def test_flipped_byte_in_a_small_file(hub, client):
     hub.publish(REPO, FILES)
     hub.flipped.add("config.json")
