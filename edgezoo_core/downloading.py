@@ -16,8 +16,7 @@ client's session, headers and errors:
 - What others left unfinished is swept once it is old and its lock is free.
 
 Large files come in ranges over plain HTTP also where hf_xet is installed: Xet keeps no part of a
-file that another process could continue, and names no hash of the whole that could be held against
-the hub's. The hub serves each of its files both ways.
+file that another process could continue. The hub serves files of up to 50 GB both ways.
 """
 
 from __future__ import annotations
@@ -205,16 +204,18 @@ def _find(repo: str, name: str, commit: str, stated: Stated) -> tuple[_Blob, str
             remedy="check HF_ENDPOINT, and whether a proxy or a login page is in the way",
         )
     cache, folder = Path(constants.HF_HUB_CACHE), repo_folder_name(repo_id=repo, repo_type="model")
-    is_large = stated.git_sha1 is None and _SHA256.fullmatch(etag)
+    if stated.sha256 is None and _SHA256.fullmatch(etag):
+        stated = replace(stated, sha256=etag)
     blob = _Blob(
         what=f"{repo}: {name}",
         name=name,
         path=cache / folder / "blobs" / etag,
         lock=cache / ".locks" / folder / f"{etag}.lock",
         size_bytes=size,
-        stated=replace(stated, sha256=etag) if is_large and not stated.sha256 else stated,
+        stated=stated,
     )
-    return blob, found.location
+    # As the client does: a file that Xet stores is asked for by GET, which redirects it afresh.
+    return blob, url if found.xet_file_data else found.location
 
 
 def _continue(blob: _Blob, url: str, progress: Progress) -> None:
@@ -247,9 +248,10 @@ def _continue(blob: _Blob, url: str, progress: Progress) -> None:
                 at += len(chunk)
                 here += _write(partial, new)
                 progress.advance(here, blob.size_bytes)
-                if at >= blob.size_bytes:
-                    return
-        raise PassingError("the hub's storage", "ended the file early")
+                if at > blob.size_bytes:
+                    break
+        if here < blob.size_bytes:
+            raise PassingError("the hub's storage", "ended the file early")
 
 
 def _begins_at(response: httpx2.Response, blob: _Blob, asked: int) -> int:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+#: Seconds that the hub may take at most to answer a question about a repo.
+TIMEOUT_S = 30.0
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
@@ -188,7 +190,11 @@ def _pull(repo: str, revision: str, bring: _Bring, progress: Progress) -> Snapsh
 
 
 def ask(
-    repo: str, revision: str, *, progress: Progress, has_copy: Callable[[], bool]
+    repo: str,
+    revision: str,
+    *,
+    progress: Progress = silent,
+    has_copy: Callable[[], bool] = lambda: True,
 ) -> ModelInfo | None:
     """Asks the hub about a repo; None if it does not answer and there is a copy.
 
@@ -203,32 +209,25 @@ def ask(
 
     hub_session.refuse_odd_token()
     stage = f"asking the hub for {repo}"
-    timeout = 3 * constants.HF_HUB_ETAG_TIMEOUT
-
-    def call() -> ModelInfo:
-        return HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=timeout)
-
+    timeout = min(TIMEOUT_S, 3 * constants.HF_HUB_ETAG_TIMEOUT)
     progress(stage)
     try:
-        try:
-            with hub_session.guarded():
-                return call()
-        except Exception as e:
-            fault = hub_session.as_passing(e)
-            if fault is None:
-                raise
-            if has_copy():
-                logger.warning("%s; trying the cache", fault)
-                return None
-            if not fault.is_worth_waiting:
-                raise not_cached(repo, revision, str(fault)) from e
-        return hub_session.patiently(call, stage, progress)
+        return hub_session.patiently(
+            lambda: HfApi().model_info(
+                repo, revision=revision, files_metadata=True, timeout=timeout
+            ),
+            stage,
+            progress,
+            is_enough=lambda fault: not fault.is_worth_waiting or has_copy(),
+        )
     except OfflineModeIsEnabled as e:
-        if has_copy():
-            return None
-        raise not_cached(repo, revision) from e
+        if not has_copy():
+            raise not_cached(repo, revision) from e
     except hub_session.GaveUpError as e:
-        raise not_cached(repo, revision, str(e)) from e
+        if not has_copy():
+            raise not_cached(repo, revision, str(e)) from e
+        logger.warning("%s: the copy in the cache is taken", e)
+    return None
 
 
 def _download(repo: str, info: ModelInfo, bring: _Bring, progress: Progress) -> Snapshot:
@@ -283,7 +282,9 @@ def _fetch(repo: str, name: str, commit: str, stated: Stated, progress: Progress
         lambda: Path(hf_hub_download(repo, name, revision=commit)), f"downloading {name}", progress
     )
     if brought is None:
-        _refuse_different(path, f"{repo}: {name}", stated)
+        stored = _stored_as(path)
+        known = stored if stored.sha256 and not stated.sha256 else stated
+        _refuse_different(path, f"{repo}: {name}", known)
     elif not path.is_symlink():
         brought.unlink()  # a cache without links keeps files in snapshots alone
     return path
@@ -316,5 +317,6 @@ def not_cached(repo: str, revision: str, why: str = "the hub cannot be reached")
     """Returns the error for a repo that neither the hub nor the cache gives."""
     return _NotCachedError(
         f"{why}, and {repo}@{revision} is not in the cache",
-        remedy="connect and try again (unset HF_HUB_OFFLINE, check HF_ENDPOINT), or pass a folder",
+        remedy="try again when the hub can be reached (unset HF_HUB_OFFLINE, check HF_ENDPOINT), or"
+        " pass a folder",
     )

@@ -6,14 +6,16 @@ asks again without a word, and sends the token to every origin that it takes for
 answer, and the token goes to the origin of HF_ENDPOINT alone, whatever redirects say. `patiently`
 asks again, tells the user that it waits, and gives up in the end.
 
-No question waits longer for an answer than HF_HUB_ETAG_TIMEOUT says (three times that where the
-hub has to compute it), no part of a file longer than HF_HUB_DOWNLOAD_TIMEOUT: 10 s each.
+No question waits longer for an answer than HF_HUB_ETAG_TIMEOUT says (where the hub has to compute
+it, three times that, 30 s at most), and no part of a file longer than HF_HUB_DOWNLOAD_TIMEOUT: 10 s
+each, if they are not set.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -66,10 +68,7 @@ class PassingError(Exception):
 
 
 class GaveUpError(Exception):
-    """A fault that did not pass, in words: what it was, and why no longer was waited for it."""
-
-    def __init__(self, fault: PassingError, why: str) -> None:
-        super().__init__(f"{fault} ({why})")
+    """A fault that did not pass, and why it was not waited for any longer."""
 
 
 class WebPageError(Exception):
@@ -100,6 +99,7 @@ def patiently(
     progress: Progress,
     *,
     done_bytes: Callable[[], int] = lambda: 0,
+    is_enough: Callable[[PassingError], bool] = lambda fault: False,
 ) -> _Result:
     """Calls until no passing fault is in the way, with a wait in between that doubles.
 
@@ -108,9 +108,10 @@ def patiently(
         stage: What it does.
         progress: Told of each wait, and then of the stage again.
         done_bytes: Gives how much there is by now. A try that got further does not count.
+        is_enough: Says of a fault whether to give up at once.
 
     Raises:
-        GaveUpError: The fault stays, or the hub asks for more patience than there is.
+        GaveUpError: The fault stays, is enough, or asks for more patience than there is.
         Exception: Whatever else `call` raises.
     """
     tries, longest = 1, patience_s()
@@ -123,16 +124,18 @@ def patiently(
             fault = as_passing(e)
             if fault is None:
                 raise
+            if is_enough(fault):
+                raise GaveUpError(str(fault)) from e
             if done_bytes() - before >= FURTHER_BYTES:
                 tries = 1
             if tries >= TRIES:
-                raise GaveUpError(fault, f"tried {tries} times") from e
+                raise GaveUpError(f"{fault} (tried {tries} times)") from e
             wait = min(2.0 ** (tries - 1), longest)
             if fault.retry_after_s is not None:
                 wait = float(fault.retry_after_s)
                 if wait > longest:
-                    why = f"and asks to wait {wait:g} s, {longest:g} s are allowed"
-                    raise GaveUpError(fault, why) from e
+                    why = f"{fault} and asks to wait {wait:g} s, more than {PATIENCE}={longest:g}"
+                    raise GaveUpError(why) from e
         tries += 1
         progress(f"waiting, as {fault}: try {tries} of {TRIES} in {wait:g} s")
         time.sleep(wait)
@@ -148,17 +151,56 @@ def guarded() -> Iterator[None]:
     """
     from huggingface_hub import get_session
 
-    asked: set[tuple[str, str, str | None]] = set()
+    client = get_session()
+    _guard.enter(client)
+    try:
+        yield
+    finally:
+        _guard.leave(client)
 
-    def on_request(request: httpx2.Request) -> None:
+
+class _Guard:
+    """What looks at each request and each answer of the client, as long as anybody asks for it.
+
+    The client has one session for all threads, and it asks for some things in threads of its own.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._depth = 0
+        self._asked: dict[int, set[tuple[str, str, str | None]]] = {}
+
+    def enter(self, client: httpx2.Client) -> None:
+        with self._lock:
+            self._depth += 1
+            self._asked.pop(threading.get_ident(), None)
+            hooks = client.event_hooks
+            if self._on_request not in hooks["request"]:
+                client.event_hooks = {
+                    "request": [*hooks["request"], self._on_request],
+                    "response": [*hooks["response"], self._on_response],
+                }
+
+    def leave(self, client: httpx2.Client) -> None:
+        with self._lock:
+            self._depth -= 1
+            self._asked.pop(threading.get_ident(), None)
+            if not self._depth:
+                self._asked.clear()
+                own = (self._on_request, self._on_response)
+                hooks = client.event_hooks.items()
+                client.event_hooks = {kind: [h for h in hs if h not in own] for kind, hs in hooks}
+
+    def _on_request(self, request: httpx2.Request) -> None:
         question = (request.method, str(request.url), request.headers.get("range"))
+        asked = self._asked.setdefault(threading.get_ident(), set())
         if question in asked:
             raise PassingError(_who(request.url), "does not answer")
         asked.add(question)
         if not _is_hub(request.url):
             request.headers.pop("authorization", None)
 
-    def on_response(response: httpx2.Response) -> None:
+    def _on_response(self, response: httpx2.Response) -> None:
         status = response.status_code
         if status in _PASSING:
             after = response.headers.get("retry-after", "").strip()
@@ -172,16 +214,8 @@ def guarded() -> Iterator[None]:
         if response.is_success and kind.lower().startswith(("text/html", "application/xhtml")):
             raise WebPageError
 
-    client = get_session()
-    hooks = client.event_hooks
-    client.event_hooks = {
-        "request": [*hooks["request"], on_request],
-        "response": [*hooks["response"], on_response],
-    }
-    try:
-        yield
-    finally:
-        client.event_hooks = hooks
+
+_guard = _Guard()
 
 
 def as_passing(error: Exception) -> PassingError | None:

@@ -124,6 +124,7 @@ class HubServer:
         shortened: Large files that end some bytes early, as if that were all of them.
         stated_sizes: Large files that have another size by what the hub says.
         ignores_ranges: Whether large files always come from their beginning.
+        has_xet: Whether large files could be had over Xet as well.
         storage_at: Origin that large files are redirected to, if not `storage_url`.
         uploads: Who may write, what was put, and what fails of it.
     """
@@ -146,6 +147,7 @@ class HubServer:
         self.shortened: dict[str, int] = {}
         self.stated_sizes: dict[str, int] = {}
         self.ignores_ranges = False
+        self.has_xet = False
         self.storage_at: str | None = None
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
         self._server.daemon_threads = True
@@ -405,6 +407,9 @@ class _Handler(TakesUploads, BaseHTTPRequestHandler):
             query = f"name={unquote(path)}&X-Signature=signed-for-one-hour"
             headers["X-Linked-Size"] = str(self.hub.stated_sizes.get(unquote(path), file.size))
             headers["X-Linked-ETag"] = f'"{file.sha256}"'
+            if self.hub.has_xet:
+                headers["X-Xet-Hash"] = file.sha256[::-1]
+                headers["X-Xet-Refresh-Route"] = f"{self.hub.url}/api/xet-token"
             origin = self.hub.storage_at or self.hub.storage_url
             headers["Location"] = f"{origin}/storage/{file.sha256}?{query}"
             self._send_headers(HTTPStatus.FOUND, headers, 0)

@@ -23,6 +23,8 @@ from edgezoo_core.errors import EdgezooError, of_system, plain, tame
 TAIL_LINES = 30
 #: Where there is no spinner, a stage that takes longer says so, and again after as long.
 REMINDER_S = 60.0
+#: Of less than this no rate is shown: it is over before it can be read.
+SHOWN_BYTES = 10_000_000
 
 
 def show_log(*, verbose: bool) -> None:
@@ -56,6 +58,7 @@ class Stages:
         self._stream = stream
         self._stage: str | None = None
         self._began = 0.0
+        self._first: tuple[float, int] | None = None
         self._spinner: Any = None
         self._advance = ""
         self._reminder: threading.Timer | None = None
@@ -69,7 +72,13 @@ class Stages:
     def __call__(self, stage: str) -> None:
         """Ends the current stage and begins the next."""
         self._close(is_done=True)
-        self._stage, self._began, self._advance = plain(stage), time.perf_counter(), ""
+        stage = plain(stage)
+        if stage.startswith("waiting") and not self._stream.isatty():
+            # Told when it begins: nobody should have to guess for minutes.
+            click.echo(f"{'':8}  {stage}", file=self._stream)
+            return
+        self._stage, self._began = stage, time.perf_counter()
+        self._first, self._advance = None, ""
         if not self._stream.isatty():
             self._remind_later()
         # Uploads have progress bars of their own, which a spinner would overwrite.
@@ -88,10 +97,12 @@ class Stages:
 
     def advance(self, done_bytes: int, total_bytes: int) -> None:
         """Shows how much of the stage is done, its rate and the time left."""
-        if self._spinner is None or not done_bytes:
+        if self._spinner is None or total_bytes < SHOWN_BYTES:
             return
-        elapsed = time.perf_counter() - self._began
-        rate = done_bytes / elapsed if elapsed else 0.0
+        now = time.perf_counter()
+        # A download may continue where another process stopped: that was not done now.
+        began, before = self._first = self._first or (now, done_bytes)
+        rate = (done_bytes - before) / (now - began) if now > began else 0.0
         left = (total_bytes - done_bytes) / rate if rate else 0.0
         self._advance = (
             f"  {done_bytes / 1e9:.2f} of {total_bytes / 1e9:.2f} GB"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Iterator
 
 import httpx2
@@ -63,6 +64,24 @@ def test_session_is_as_before_after_a_question(seen):
     assert client.event_hooks == {"request": [], "response": []}
 
 
+def test_guard_holds_until_the_last_of_several_threads_has_left(seen):
+    client = huggingface_hub.get_session()
+    headers = {"authorization": f"Bearer {TOKEN}"}
+
+    def ask():
+        with hub_session.guarded():
+            client.get("https://huggingface.co/a")
+
+    with hub_session.guarded():
+        client.get("https://huggingface.co/a")
+        other = threading.Thread(target=ask)
+        other.start()
+        other.join()
+        client.get("https://example.org", headers=headers)
+    assert [r.headers.get("authorization") for r in seen] == [None] * 3
+    assert client.event_hooks == {"request": [], "response": []}
+
+
 def test_question_is_asked_once(seen):
     client = huggingface_hub.get_session()
     with hub_session.guarded():
@@ -74,17 +93,20 @@ def test_question_is_asked_once(seen):
     assert len(seen) == 3
 
 
-def test_no_process_that_edgezoo_starts_sees_the_token(monkeypatch):
+def test_no_process_that_edgezoo_starts_sees_the_token(monkeypatch, tmp_path):
     for name in environment.TOKENS:
         monkeypatch.setenv(name, TOKEN)
     monkeypatch.setenv("HF_HOME", "somewhere")
     assert TOKEN not in environment.without_tokens().values()
     assert environment.without_tokens()["HF_HOME"] == "somewhere"
-    # pip, and a worker: each would end differently if it saw one.
+    # In place of pip, and of a worker.
     asks = f"import os, sys; sys.exit({TOKEN!r} in os.environ.values())"
     installing.run([sys.executable, "-c", asks])
-    monkeypatch.setattr(sys, "executable", "/usr/bin/env")
-    with pytest.raises(ConversionError) as failed:
+    shows = tmp_path / "python"
+    shows.write_text("#!/bin/sh\nenv | grep -E '^(HF|HUGGING)' >&2\n")
+    shows.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(shows))
+    with pytest.raises(ConversionError, match="HF_HOME=somewhere") as failed:
         workers.run("examine", [{}])
     assert TOKEN not in str(failed.value)
     assert os.environ["HF_TOKEN"] == TOKEN
