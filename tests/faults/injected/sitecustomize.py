@@ -5,8 +5,8 @@
 Every call that changes something in a watched folder is a point, and so is the import of the
 modules in `imports`. A point's name says the process, the call, the file or module, the two
 innermost functions of edgezoo (not for an import), and whether it is the first or the second time;
-later times are no points. $EDGEZOO_FAULT is JSON: `watch`, folders; `log`, a file that gets the names of all points; `at`, the
-name of a point; `do`, what happens there.
+later times are no points. $EDGEZOO_FAULT is JSON: `watch`, folders; `log`, a file that gets the
+names of all points; `at`, the name of a point; `do`, what happens there.
 """
 
 import builtins
