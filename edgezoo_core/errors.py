@@ -35,6 +35,7 @@ _NO_MEMORY = (
     "can't allocate memory",
     "out of memory",
     "RESOURCE_EXHAUSTED",
+    "failed to map segment",
 )
 
 #: A message lists at most so many names; the rest is a count.

@@ -3,10 +3,10 @@
 """Faults from outside: on a command's PYTHONPATH, it makes one call of it or its workers fail.
 
 Every call that changes something in a watched folder is a point, and so is the import of the
-modules in `imports`. A point's name says the process, the call, the file, the two innermost
-functions of edgezoo, and whether it is the first or the second time; later times are no points.
-$EDGEZOO_FAULT is JSON: `watch`, folders; `log`, a file that gets the names of all points; `at`, the
-name of a point; `do`, what happens there.
+modules in `imports`. A point's name says the process, the call, the file or module, the two
+innermost functions of edgezoo (not for an import), and whether it is the first or the second time;
+later times are no points. $EDGEZOO_FAULT is JSON: `watch`, folders; `log`, a file that gets the
+names of all points; `at`, the name of a point; `do`, what happens there.
 """
 
 import builtins
@@ -43,7 +43,8 @@ def _point(call, path):
         return
     _is_inside = True
     try:
-        name = f"{_ROLE} {call} {_masked(path)} {_site()}"
+        where = "" if call == "import" else f" {_site()}"
+        name = f"{_ROLE} {call} {_masked(path)}{where}"
         _counts[name] = count = _counts.get(name, 0) + 1
         if count > _TIMES:
             return
@@ -119,8 +120,15 @@ def _listen(event, arguments):
         if _is_watched(path):
             target = arguments[1] if event == "os.rename" else path
             _point(_EVENTS[event], os.fspath(target))
-    elif event == "import" and arguments[0] in _PLAN.get("imports", ()):
-        _point("import", arguments[0])
+
+
+class _Imports:
+    """Finds nothing: it is asked for a module before those that do."""
+
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name in _PLAN.get("imports", ()):
+            _point("import", name)
 
 
 class _Raw(io.FileIO):
@@ -171,4 +179,5 @@ if _PLAN:
     io.open = builtins.open = _open
     for _name in ("fsync", "pwrite", "ftruncate"):
         setattr(os, _name, _wrapped(getattr(os, _name), _name))
+    sys.meta_path.insert(0, _Imports)
     sys.addaudithook(_listen)
