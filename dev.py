@@ -1,7 +1,8 @@
 """The project's tasks. Needs Python 3.11 and a package registry, nothing else.
 
 python3.11 dev.py demo    convert a real model, verify it, and let it answer a question
-python3.11 dev.py test    run every check: lint, types, layers, docs, tests
+python3.11 dev.py test    run every check: lint, types, layers, docs, licences, tests
+python3.11 dev.py release build wheels and sdists with their bills of materials, in dist
 python3.11 dev.py docs    write the generated parts of the READMEs
 python3.11 dev.py env     only make the environment in .venv
 """
@@ -27,7 +28,13 @@ QUESTION = "What is the capital of France?"
 
 def main() -> None:
     """Runs the task named on the command line."""
-    tasks = {"demo": demo, "test": test, "docs": docs, "env": make_environment}
+    tasks = {
+        "demo": demo,
+        "test": test,
+        "docs": docs,
+        "release": release,
+        "env": make_environment,
+    }
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -68,6 +75,8 @@ def test() -> None:
     run("lint-imports")
     say("generated docs")
     run("python", "tools/readme.py", "--check")
+    say("licences of dependencies")
+    run("python", "tools/licences.py", "--check")
     say("tests")
     # Tests of one file share converted models, so a file keeps to one process.
     run("python", "-m", "pytest", "--numprocesses=2", "--dist=loadfile", "--durations=15")
@@ -77,6 +86,12 @@ def docs() -> None:
     """Writes the generated parts of the READMEs."""
     make_environment()
     run("python", "tools/readme.py")
+
+
+def release() -> None:
+    """Builds what is published, in dist."""
+    make_environment()
+    run("python", "tools/release.py")
 
 
 def make_environment() -> None:
