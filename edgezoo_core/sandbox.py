@@ -69,7 +69,9 @@ class _Process:
         stdin: Any = self._process.stdin
         stdout: Any = self._process.stdout
         try:
-            stdin.write(json.dumps({"engine": engine, **request}).encode() + b"\n")
+            stdin.write(
+                json.dumps({"engine": engine, "limit_s": LIMIT_S, **request}).encode() + b"\n"
+            )
             stdin.flush()
             line = stdout.readline()
         except BrokenPipeError:
@@ -142,7 +144,7 @@ def _answer(renderer: Any, request: Mapping[str, Any]) -> dict[str, str]:
     return {"text": text}
 
 
-def _limit() -> None:
+def _limit(limit_s: float) -> None:
     """Begins to count time, and memory from here."""
     with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123
         used = int(file.read().split()[0]) * resource.getpagesize()
@@ -151,10 +153,11 @@ def _limit() -> None:
     limit = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
     resource.setrlimit(resource.RLIMIT_AS, (limit, most))
     # Nobody handles this signal: it ends the process, whatever it is in the middle of.
-    signal.setitimer(signal.ITIMER_VIRTUAL, LIMIT_S)
+    signal.setitimer(signal.ITIMER_VIRTUAL, limit_s)
 
 
 def _with_transformers(
+    limit_s: float,
     template: str,
     conversation: Sequence[Mapping[str, str]],
     is_asked: bool,
@@ -162,7 +165,7 @@ def _with_transformers(
 ) -> str:
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    _limit()
+    _limit(limit_s)
     made: Any = render_jinja_template(
         conversations=[[dict(turn) for turn in conversation]],
         chat_template=template,
@@ -172,7 +175,7 @@ def _with_transformers(
     return str(made[0][0])
 
 
-def _with_minijinja(templates: Mapping[str, str], fuel: int) -> str:
+def _with_minijinja(limit_s: float, templates: Mapping[str, str], fuel: int) -> str:
     from datetime import datetime
 
     import minijinja
@@ -200,7 +203,7 @@ def _with_minijinja(templates: Mapping[str, str], fuel: int) -> str:
         pycompat=False,
         debug=False,
     )
-    _limit()
+    _limit(limit_s)
     try:
         return str(environment.render_template("main"))
     except (RuntimeError, ValueError, TypeError) as e:

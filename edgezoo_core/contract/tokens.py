@@ -38,6 +38,9 @@ class Bundled:
         with _told("loaded"):
             self._tokenizer = load(content)
             self.size = self._count()
+        # Some are only found out once they are used.
+        self.encode("a b")
+        _ = self.prepended
 
     @property
     def prepended(self) -> list[int] | None:
