@@ -41,6 +41,12 @@ def test_bombs_are_refused_and_the_next_template_renders(bomb, limited):
     assert rendering.render("{{ messages[0].role }}!", TURNS, is_asked=True) == "user!"
 
 
+def test_an_expression_without_end_is_refused(limited):
+    sandbox.try_patterns([r"(.*\.)?(layers\.\d+\.q_proj)$"], ["model.layers.0.q_proj"])
+    with pytest.raises(sandbox.TemplateError, match=r"takes more than"):
+        sandbox.try_patterns([r"([\w.]|[\w.])*!"], ["model.layers.0.self_attn.q_proj" * 4])
+
+
 @pytest.mark.parametrize(
     "template",
     [
