@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
 
-from edgezoo_core import texts
+from edgezoo_core import sandbox, texts
 from edgezoo_core.errors import CheckpointError, listing
 
 CONFIG = "adapter_config.json"
@@ -110,8 +110,8 @@ def _pattern_problems(key: str, pattern: Any, of: str) -> Iterator[str]:
         return
     for expression, value in pattern.items():
         try:
-            re.compile(rf"(.*\.)?({expression})$")
-        except re.error as e:
+            re.compile(matching(expression))
+        except (re.error, OverflowError, RecursionError) as e:
             yield f"{key}: {expression!r} is no regular expression: {e}"
         if not _NUMBERS[of](value):
             yield f"{key}: {expression!r} is {value!r}"
@@ -137,9 +137,34 @@ def rank_and_scaling(config: Mapping[str, Any], module: str) -> tuple[int, float
 
 
 def _by_pattern(pattern: Mapping[str, Any] | None, module: str, default: Any) -> Any:
-    # peft's get_pattern_key: the first that matches the whole name or its end after a dot.
-    matching = (v for k, v in (pattern or {}).items() if re.match(rf"(.*\.)?({k})$", module))
-    return next(matching, default)
+    found = (v for k, v in (pattern or {}).items() if re.match(matching(k), module))
+    return next(found, default)
+
+
+def matching(key: str) -> str:
+    """Returns the expression of a pattern: it matches a whole name, or its end after a dot.
+
+    Source: peft's get_pattern_key.
+    """
+    return rf"(.*\.)?({key})$"
+
+
+def refuse_endless(config: Mapping[str, Any], modules: Iterable[str], source: str) -> None:
+    """Checks that the config's expressions come to an end on the names of the modules.
+
+    Raises:
+        CheckpointError: They take too long.
+    """
+    keys = [k for name in ("rank_pattern", "alpha_pattern") for k in config.get(name) or {}]
+    if not keys:
+        return
+    try:
+        sandbox.try_patterns([matching(key) for key in keys], list(modules))
+    except sandbox.TemplateError as e:
+        raise CheckpointError(
+            f"{source}: {CONFIG}: a regular expression among {listing(map(repr, keys))}: {e}",
+            remedy=MERGE_BEFORE,
+        ) from e
 
 
 def open_tensors(path: Path, source: str) -> dict[str, dict[str, Any]]:

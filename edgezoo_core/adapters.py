@@ -17,6 +17,7 @@ from edgezoo_core.adapter_files import (
     open_tensors,
     parse_config,
     rank_and_scaling,
+    refuse_endless,
 )
 from edgezoo_core.checkpoint import SourceFile, refuse_links, sha256
 from edgezoo_core.errors import CheckpointError, listing
@@ -148,6 +149,7 @@ def open_adapter(folder: Path, weight: float = 1.0, source: str | None = None) -
             remedy="name a folder or repo that holds a PEFT adapter",
         )
     modules = open_tensors(folder / file, source)
+    refuse_endless(config, modules, source)
     pairs, copies = [], []
     for module, parts in sorted(modules.items()):
         copy = parts.pop("weight", None)

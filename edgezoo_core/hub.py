@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgezoo_core import downloading, hub_session
+from edgezoo_core import downloading, hub_session, paths
 from edgezoo_core.checkpoint import TEXT_FILES, SourceFile, index_shards, weight_files
 from edgezoo_core.downloading import Stated
 from edgezoo_core.errors import CheckpointError, EdgezooError
@@ -262,7 +262,8 @@ def _note_commit(snapshot: Snapshot, revision: str) -> None:
     The files were asked for by commit, so the client itself did not; without the note the cache
     does not answer for the branch while the hub cannot be reached.
     """
-    if revision == snapshot.commit:
+    # A revision comes from a manifest, too, and a note is a file: its name stays in the folder.
+    if revision == snapshot.commit or not paths.is_inner(revision):
         return
     note = snapshot.folder.parents[1] / "refs" / revision
     part = note.with_name(f"{note.name}.{os.getpid()}")

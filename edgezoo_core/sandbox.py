@@ -1,9 +1,10 @@
-"""Chat templates of strangers, rendered in a process of their own.
+"""Chat templates of strangers, and regular expressions, in a process of their own.
 
 Jinja's sandbox keeps a template from Python's insides, and minijinja has none; neither keeps one
 from looping for hours or from doubling a text until the memory is full. So both render in a process
 that may use so much time and memory and no more, and that runs nothing else: when it dies, the
-template is refused and the next one gets a new process.
+template is refused and the next one gets a new process. Python's regular expressions may take as
+long; those of an adapter's config are tried there first.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ LIMIT_BYTES = 1 << 30
 LONGEST_TEXT = 4 << 20
 
 #: `transformers`: as transformers renders it. `minijinja`: with minijinja, as LiteRT-LM does.
-Engine = Literal["transformers", "minijinja"]
+Engine = Literal["transformers", "minijinja", "patterns"]
 
 
 class TemplateError(Exception):
@@ -47,6 +48,16 @@ def render(engine: Engine, request: Mapping[str, Any]) -> str:
     """
     with _lock:
         return _process().render(engine, request)
+
+
+def try_patterns(patterns: Sequence[str], texts: Sequence[str]) -> None:
+    """Tries regular expressions on texts, each on each, so that they are known to end.
+
+    Raises:
+        TemplateError: They take too much time or memory.
+    """
+    with _lock:
+        _process().render("patterns", {"patterns": list(patterns), "texts": list(texts)})
 
 
 class _Process:
@@ -69,7 +80,9 @@ class _Process:
         stdin: Any = self._process.stdin
         stdout: Any = self._process.stdout
         try:
-            stdin.write(json.dumps({"engine": engine, **request}).encode() + b"\n")
+            stdin.write(
+                json.dumps({"engine": engine, "limit_s": LIMIT_S, **request}).encode() + b"\n"
+            )
             stdin.flush()
             line = stdout.readline()
         except BrokenPipeError:
@@ -78,8 +91,8 @@ class _Process:
             code = self._process.wait()
             self.end()
             if code == -signal.SIGVTALRM:
-                raise TemplateError(f"it takes more than {LIMIT_S:g} s to render")
-            raise TemplateError("it takes too much memory to render")
+                raise TemplateError(f"it takes more than {LIMIT_S:g} s")
+            raise TemplateError("it takes too much memory")
         answer = json.loads(line)
         if "error" in answer:
             raise TemplateError(answer["error"])
@@ -118,7 +131,11 @@ def _serve() -> None:
     """Answers requests, one a line, until there are no more."""
     answers = os.fdopen(os.dup(1), "w", encoding="ascii", buffering=1)
     os.dup2(2, 1)  # what libraries print is no answer
-    renderers = {"transformers": _with_transformers, "minijinja": _with_minijinja}
+    renderers = {
+        "transformers": _with_transformers,
+        "minijinja": _with_minijinja,
+        "patterns": _with_patterns,
+    }
     for line in sys.stdin:
         request = json.loads(line)
         engine = request.pop("engine")
@@ -132,7 +149,7 @@ def _answer(renderer: Any, request: Mapping[str, Any]) -> dict[str, str]:
             raise TemplateError(f"it makes a text of {len(text)} characters")
         text.encode()
     except MemoryError:
-        return {"error": "it takes too much memory to render"}
+        return {"error": "it takes too much memory"}
     except RecursionError:
         return {"error": "it calls itself without end"}
     except Exception as e:  # a template can end in any exception at all
@@ -142,7 +159,7 @@ def _answer(renderer: Any, request: Mapping[str, Any]) -> dict[str, str]:
     return {"text": text}
 
 
-def _limit() -> None:
+def _limit(limit_s: float) -> None:
     """Begins to count time, and memory from here."""
     with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123
         used = int(file.read().split()[0]) * resource.getpagesize()
@@ -151,10 +168,11 @@ def _limit() -> None:
     limit = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
     resource.setrlimit(resource.RLIMIT_AS, (limit, most))
     # Nobody handles this signal: it ends the process, whatever it is in the middle of.
-    signal.setitimer(signal.ITIMER_VIRTUAL, LIMIT_S)
+    signal.setitimer(signal.ITIMER_VIRTUAL, limit_s)
 
 
 def _with_transformers(
+    limit_s: float,
     template: str,
     conversation: Sequence[Mapping[str, str]],
     is_asked: bool,
@@ -162,7 +180,7 @@ def _with_transformers(
 ) -> str:
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    _limit()
+    _limit(limit_s)
     made: Any = render_jinja_template(
         conversations=[[dict(turn) for turn in conversation]],
         chat_template=template,
@@ -172,7 +190,7 @@ def _with_transformers(
     return str(made[0][0])
 
 
-def _with_minijinja(templates: Mapping[str, str], fuel: int) -> str:
+def _with_minijinja(limit_s: float, templates: Mapping[str, str], fuel: int) -> str:
     from datetime import datetime
 
     import minijinja
@@ -200,12 +218,22 @@ def _with_minijinja(templates: Mapping[str, str], fuel: int) -> str:
         pycompat=False,
         debug=False,
     )
-    _limit()
+    _limit(limit_s)
     try:
         return str(environment.render_template("main"))
     except (RuntimeError, ValueError, TypeError) as e:
         reason = str(e).rpartition("caused by: ")[2]
         raise TemplateError(reason.partition("\n")[0]) from e
+
+
+def _with_patterns(limit_s: float, patterns: Sequence[str], texts: Sequence[str]) -> str:
+    import re
+
+    _limit(limit_s)
+    for pattern in patterns:
+        for text in texts:
+            re.match(pattern, text)
+    return ""
 
 
 if __name__ == "__main__":

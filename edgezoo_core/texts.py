@@ -139,7 +139,7 @@ def refuse_deep(value: Any) -> None:
         ValueError: Deeper than `DEEPEST`.
     """
     level: list[Any] = [value]
-    for _ in range(DEEPEST + 1):
+    for _ in range(DEEPEST):
         level = [inner for outer in level for inner in _inside(outer)]
         if not level:
             return

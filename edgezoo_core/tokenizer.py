@@ -57,9 +57,9 @@ def load(folder: Path) -> Tokenizer:
             return _HuggingFace(folder, stop)
         if (folder / FILES[2]).is_file():
             return _SentencePiece(folder / FILES[2], stop)
-    except ArtifactError:
+    except (ArtifactError, KeyboardInterrupt, SystemExit):
         raise
-    except Exception as e:  # a damaged one can end in any exception at all
+    except BaseException as e:  # any exception at all, and a panic of Rust is not even that
         raise ArtifactError(
             f"the tokenizer in {folder} cannot be loaded: {str(e)[:500]}",
             remedy="pass --tokenizer with a folder that holds a sound one",

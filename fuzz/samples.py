@@ -244,11 +244,11 @@ def tflite(*, with_weight: bool = True) -> bytes:
         signature = schema.SignatureDefT(
             signatureKey=name, subgraphIndex=index, inputs=[], outputs=[]
         )
-        caches = {
+        caches: dict[str, tuple[str, tuple[int, ...]]] = {
             "kv_cache_k_0": ("float32", (1, HEADS, SLOTS, DIM)),
             "kv_cache_v_0": ("float32", (1, HEADS, DIM, SLOTS)),
         }
-        inputs = {
+        inputs: dict[str, tuple[str, tuple[int, ...]]] = {
             "tokens": ("int32", (1, length)),
             "input_pos": ("int32", (length,)),
             "mask": ("float32", (1, 1, length, SLOTS)),

@@ -6,6 +6,7 @@ raises an `EdgezooError` whose words a terminal can show. Whatever else comes ou
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
 import os
@@ -34,11 +35,8 @@ def _folder() -> Path:
     memory = Path("/dev/shm")  # noqa: S108
     parent = memory if os.access(memory, os.W_OK) else None
     made = tempfile.TemporaryDirectory(prefix="edgezoo-fuzz-", dir=parent)
-    _folders.append(made)
+    atexit.register(made.cleanup)
     return Path(made.name)
-
-
-_folders: list[Any] = []
 
 
 def _put(name: str, data: bytes) -> Path:

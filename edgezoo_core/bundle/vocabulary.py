@@ -62,9 +62,9 @@ def load(folder: Path) -> Vocabulary:
             return _HuggingFace(folder)
         if (folder / "tokenizer.model").is_file():
             return _SentencePiece(folder / "tokenizer.model")
-    except ArtifactError:
+    except (ArtifactError, KeyboardInterrupt, SystemExit):
         raise
-    except Exception as e:  # a damaged one can end in any exception at all
+    except BaseException as e:  # any exception at all, and a panic of Rust is not even that
         raise ArtifactError(
             f"the tokenizer in {folder} cannot be loaded: {str(e)[:500]}", remedy=_REMEDY
         ) from e

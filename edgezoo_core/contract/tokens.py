@@ -38,6 +38,9 @@ class Bundled:
         with _told("loaded"):
             self._tokenizer = load(content)
             self.size = self._count()
+        # Some are only found out once they are used.
+        self.encode("a b")
+        _ = self.prepended
 
     @property
     def prepended(self) -> list[int] | None:
@@ -67,9 +70,10 @@ class Bundled:
         """Returns how a token is written; "" if there is no such."""
         if not 0 <= token < self.size:
             return ""
-        if self.form == "sentencepiece":
-            return str(self._tokenizer.id_to_piece(token))
-        return self._tokenizer.id_to_token(token) or ""
+        with _told("used"):
+            if self.form == "sentencepiece":
+                return str(self._tokenizer.id_to_piece(token))
+            return self._tokenizer.id_to_token(token) or ""
 
     def file(self, scratch: Path) -> Path:
         """Writes it."""
@@ -83,10 +87,11 @@ class Bundled:
         return max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     def _id_of(self, text: str) -> int | None:
-        if self.form == "huggingface":
-            return self._tokenizer.token_to_id(text)  # type: ignore[no-any-return]
-        token = self._tokenizer.piece_to_id(text)
-        return None if self._tokenizer.is_unknown(token) else int(token)
+        with _told("used"):
+            if self.form == "huggingface":
+                return self._tokenizer.token_to_id(text)  # type: ignore[no-any-return]
+            token = self._tokenizer.piece_to_id(text)
+            return None if self._tokenizer.is_unknown(token) else int(token)
 
 
 @contextmanager
