@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import re
 import shutil
 import time
@@ -229,20 +228,22 @@ def _continue(blob: _Blob, url: str, progress: Progress) -> None:
     from huggingface_hub.constants import HF_HUB_DOWNLOAD_TIMEOUT
     from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
-    blob.partial.touch()
-    # Not for appending: where locks do not hold, two processes write the same bytes to one place.
-    with blob.partial.open("r+b", buffering=0) as partial:
-        here = partial.seek(0, os.SEEK_END)
-        if here == blob.size_bytes:
-            return
-        headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
-        if here:
-            headers["Range"] = f"bytes={here}-"
-        with get_session().stream(
-            "GET", url, headers=headers, timeout=HF_HUB_DOWNLOAD_TIMEOUT
-        ) as response:
-            hf_raise_for_status(response)
-            at = _begins_at(response, blob, here)
+    here = blob.kept_bytes()
+    if here == blob.size_bytes:
+        blob.partial.touch()  # it may be empty
+        return
+    headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
+    if here:
+        headers["Range"] = f"bytes={here}-"
+    with get_session().stream(
+        "GET", url, headers=headers, timeout=HF_HUB_DOWNLOAD_TIMEOUT
+    ) as response:
+        hf_raise_for_status(response)
+        at = _begins_at(response, blob, here)
+        blob.partial.touch()
+        # Not for appending: where locks do not hold, two processes write the same to one place.
+        with blob.partial.open("r+b", buffering=0) as partial:
+            partial.seek(here)
             for chunk in _fast_enough(response.iter_bytes(), 3 * HF_HUB_DOWNLOAD_TIMEOUT):
                 new = chunk[max(0, here - at) : max(0, blob.size_bytes - at)]
                 at += len(chunk)
@@ -250,8 +251,8 @@ def _continue(blob: _Blob, url: str, progress: Progress) -> None:
                 progress.advance(here, blob.size_bytes)
                 if at > blob.size_bytes:
                     break
-        if here < blob.size_bytes:
-            raise PassingError("the hub's storage", "ended the file early")
+    if here < blob.size_bytes:
+        raise PassingError("the hub's storage", "ended the file early")
 
 
 def _begins_at(response: httpx2.Response, blob: _Blob, asked: int) -> int:

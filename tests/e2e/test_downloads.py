@@ -57,6 +57,12 @@ def keep_half(client):
     partial(client).write_bytes(CONTENT[: SIZE // 2])
 
 
+def wait_for_half(client):
+    """What was sent so far is being written."""
+    while not partial(client).exists() or partial(client).stat().st_size < SIZE // 2:
+        time.sleep(0.01)
+
+
 def ranges(hub):
     return [r.headers.get("range") for r in hub.requests if r.path.startswith("/storage/")]
 
@@ -201,7 +207,13 @@ def test_larger_file_in_place_of_the_stated_one(hub, client):
     hub.stated_sizes[WEIGHTS] = 1000
     answer = client.pull(REPO)
     assert f"has 1000 bytes on the hub, a file of {SIZE} is sent in its place" in answer.error
-    assert partial(client).stat().st_size == 0
+    assert not partial(client).exists()
+
+
+def test_file_with_nothing_in_it(hub, client):
+    files = {**FILES, "merges.txt": b""}
+    hub.publish(REPO, files)
+    assert contents(client.pull(REPO)) == files
 
 
 def test_flipped_byte_in_a_small_file(hub, client):
@@ -248,8 +260,7 @@ def test_next_process_continues_after_a_kill(hub, client, mortal_driver):
     hub.held.add(WEIGHTS)
     mortal_driver.start(client.job("pull", REPO))
     assert hub.is_waiting.wait(timeout=60)
-    while partial(client).stat().st_size < SIZE // 2:  # what was sent is being written
-        time.sleep(0.01)
+    wait_for_half(client)
     mortal_driver.kill()
     hub.held.clear()
     assert contents(client.pull(REPO)) == FILES
@@ -274,8 +285,7 @@ def test_next_process_continues_after_ctrl_c(hub, client, tmp_path):
         env={**os.environ, **hub.environment(client.home)},
     )
     assert hub.is_waiting.wait(timeout=60)
-    while partial(client).stat().st_size < SIZE // 2:
-        time.sleep(0.01)
+    wait_for_half(client)
     running.send_signal(signal.SIGINT)
     assert running.communicate(timeout=60)[1].endswith("Aborted!\n")
     assert running.returncode == 1
