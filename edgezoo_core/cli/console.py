@@ -16,7 +16,7 @@ from typing import IO, Any, TextIO
 
 import click
 
-from edgezoo_core.cli.terminal import TamedFormatter, tamed
+from edgezoo_core.cli.terminal import tamed
 from edgezoo_core.errors import EdgezooError, of_system, plain, tame
 
 #: Lines of the libraries' talk that are shown after a crash.
@@ -30,7 +30,7 @@ SHOWN_BYTES = 10_000_000
 def show_log(*, verbose: bool) -> None:
     """Sends edgezoo's own log to stderr: warnings, and with `verbose` all that it says."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(TamedFormatter("%(levelname)s: %(message)s"))
+    handler.setFormatter(_TamedFormatter("%(levelname)s: %(message)s"))
     logger = logging.getLogger("edgezoo_core")
     logger.handlers = [handler]
     logger.setLevel(logging.INFO if verbose else logging.WARNING)
@@ -49,6 +49,14 @@ def working(*, verbose: bool) -> Iterator[Stages]:
         show_log(verbose=verbose)  # after the streams are what they stay
         stages = stack.enter_context(Stages(sys.stderr))
         yield stages
+
+
+class _TamedFormatter(logging.Formatter):
+    """Formats a log's line so that a terminal obeys nothing in it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Returns the line."""
+        return tame(super().format(record))
 
 
 class Stages:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any, TextIO, cast
 
 from edgezoo_core.errors import tame
@@ -22,14 +21,6 @@ class _Tamed:
         if name == "buffer":  # bytes would go past
             raise AttributeError(name)
         return getattr(self._stream, name)
-
-
-class TamedFormatter(logging.Formatter):
-    """Formats a log's line so that a terminal obeys nothing in it."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Returns the line."""
-        return tame(super().format(record))
 
 
 def tamed(stream: TextIO) -> TextIO:
