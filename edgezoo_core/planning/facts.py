@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from edgezoo_core import compiler, errors
+from edgezoo_core import compiler, errors, plugins
 from edgezoo_core import recipe as recipes
 from edgezoo_core.cache import Cache
 from edgezoo_core.checkpoint import HARMLESS, HUB_NAMES, Checkpoint
 from edgezoo_core.compiler import workers
 from edgezoo_core.compiler.job import Job
-from edgezoo_core.errors import CacheError, EdgezooError
+from edgezoo_core.errors import CacheError, EdgezooError, RecipeError
 from edgezoo_core.planning.result import Basis, Finding
 from edgezoo_core.plugins import Plugin
 from edgezoo_core.types import Operator, Progress, WeightRule
@@ -74,7 +74,13 @@ def kept(job: Job, plugin: Plugin, checkpoint: Checkpoint) -> Facts | None:
     if found.about is None:
         return None
     weights = _weights(found.about)
-    rules = recipes.apply(job.recipe, weights, job.model.source).rules
+    try:
+        rules = recipes.apply(job.recipe, weights, job.model.source).rules
+    except RecipeError:
+        # Told here, without a worker, unless the plugin has a mind of its own about recipes.
+        if plugins.load(plugin).answers("quant_recipe"):
+            return None
+        raise
     if found.made is None:
         return _facts("trace", found.about, rules)
     size = int(found.made["program"]["size_bytes"])

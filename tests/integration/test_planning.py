@@ -21,8 +21,7 @@ from edgezoo_core.shapes import Shapes
 TOLERANCE = 0.03
 MIXED = """
 default = "dynamic_int8"
-embedding = "fp16"
-lm_head = "weight_only_int8"
+embedding = "none"
 [layers.0]
 down = "dynamic_int4_block32"
 up = "none"
