@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from edgezoo_core import __version__
+from edgezoo_core.cli import process
 from edgezoo_core.errors import EdgezooError, of_system
 
 #: Command -> the module that defines it under its name. A command is imported when it is asked for,
@@ -61,8 +62,6 @@ class _Commands(click.Group):
     """The one error boundary, and the lazy list of commands."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        from edgezoo_core.cli import process
-
         process.complete_streams()
         with process.ending_in_order():
             try:

@@ -25,6 +25,7 @@ NEEDED = {
     "edgezoo_core.cli",
     "edgezoo_core.cli.listing",
     "edgezoo_core.cli.options",
+    "edgezoo_core.cli.process",
     "edgezoo_core.errors",
     "edgezoo_core.plugins",
     "edgezoo_core.shapes",
