@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from edgezoo_core import __version__
+from edgezoo_core.cli import process
 from edgezoo_core.cli.terminal import tamed
 from edgezoo_core.errors import EdgezooError, of_system, tame
 
@@ -67,8 +68,6 @@ class _Commands(click.Group):
     """The one error boundary, and the lazy list of commands."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        from edgezoo_core.cli import process
-
         process.complete_streams()
         with process.ending_in_order():
             try:

@@ -23,8 +23,11 @@ def stopped(bench):
         time.sleep(0.02)
     time.sleep(0.2)
     yield process
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+    for stream in (process.stdout, process.stderr):
+        stream.close()
+    process.wait()
 
 
 @pytest.mark.parametrize("option", ["--no-bundle", "--force"])
