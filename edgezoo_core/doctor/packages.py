@@ -100,18 +100,21 @@ def _extras(installed: dict[str, str]) -> Iterator[Finding]:
 
 def _requirements(extra: str) -> Iterator[Requirement]:
     """Yields what an extra needs beside what comes with `convert`; `` for what is always needed."""
-    for text in metadata.requires(DISTRIBUTION) or []:
-        requirement = Requirement(text)
-        marker = requirement.marker
-        if canonicalize_name(requirement.name) == DISTRIBUTION:
-            continue
-        if marker is None or marker.evaluate({"extra": ""}):
-            belongs = ""
-        elif marker.evaluate({"extra": "convert"}):
-            belongs = "convert"
-        else:
-            belongs = extra if marker.evaluate({"extra": extra}) else "another"
-        if belongs == extra:
+    found = [Requirement(text) for text in metadata.requires(DISTRIBUTION) or []]
+
+    def needed(extra: str) -> dict[str, Requirement]:
+        # Extras of ours that an extra names are written out in the metadata of a wheel.
+        return {
+            canonicalize_name(r.name): r
+            for r in found
+            if not r.marker or r.marker.evaluate({"extra": extra})
+        }
+
+    below: dict[str, Requirement] = {}
+    if extra:
+        below = needed("") if extra == "convert" else needed("convert")
+    for name, requirement in needed(extra).items():
+        if name not in below and name != DISTRIBUTION:
             yield requirement
 
 

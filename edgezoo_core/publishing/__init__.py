@@ -7,6 +7,7 @@ import logging
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 #: What goes along with the weights if the source has it.
 _LEGAL = re.compile(r"(LICEN[CS]E|NOTICE|USE_POLICY)([._-][\w.-]*)?", re.ASCII | re.IGNORECASE)
+#: Of the extra `convert`: for the certificate's bounds, the contract, the card.
+_NEEDED = ("numpy", "litert_lm_builder", "jinja2")
 #: A longer text is no licence.
 _LONGEST_TEXT = 1 << 20
 
@@ -95,6 +98,7 @@ def prepare(
         EdgezooError: The source's licence cannot be had.
     """
     decisions = decisions or Decisions()
+    _refuse_core_alone()
     _refuse_names(repo, decisions)
     manifest = _manifest(path)
     progress("hashing the files")
@@ -163,6 +167,14 @@ def _public(manifest: Mapping[str, Any], found: standing.Standing) -> dict[str, 
     if found.record is not None:
         kept["verification"] = found.record
     return artifact.portable(kept)
+
+
+def _refuse_core_alone() -> None:
+    if any(find_spec(name) is None for name in _NEEDED):
+        raise PublishError(
+            "publishing needs what converting needs, and that is not installed",
+            remedy="run: pip install 'edgezoo-core[convert]'",
+        )
 
 
 def _refuse_names(repo: str, decisions: Decisions) -> None:

@@ -64,7 +64,7 @@ def render(facts: Facts) -> str:
     HTML means anything; the front matter is written by huggingface_hub.
 
     Raises:
-        PublishError: jinja2 is not installed, or the manifest does not say what a card needs.
+        PublishError: The manifest does not say what a card needs.
     """
     try:
         return f"---\n{_front_matter(facts)}\n---\n{_body(facts)}"
@@ -146,13 +146,8 @@ def _body(facts: Facts) -> str:
 
 
 def _template() -> Any:
-    try:
-        import jinja2
-    except ImportError as e:
-        raise PublishError(
-            "a model card needs jinja2, which is not installed",
-            remedy="run: pip install 'edgezoo-core[convert]'",
-        ) from e
+    import jinja2
+
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         undefined=jinja2.StrictUndefined,

@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
-from edgezoo_core import artifact, contract, recipe, reproduction, zoo
+from edgezoo_core import artifact, contract, publishing, recipe, reproduction, zoo
 from edgezoo_core import hub as hubs
 from edgezoo_core.cli import main
 from edgezoo_core.contract.report import rule
@@ -431,3 +431,10 @@ def test_every_licence_of_the_table_is_spelt_once():
     ]
     assert len(names) == len(set(names))
     assert all(n == n.lower() for n in names)
+
+
+def test_core_alone_says_what_is_missing(model, monkeypatch):
+    monkeypatch.setattr(publishing, "find_spec", lambda name: None)
+    with pytest.raises(PublishError) as e:
+        prepare(model, REPO, MIT)
+    assert "edgezoo-core[convert]" in e.value.remedy

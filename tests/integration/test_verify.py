@@ -199,7 +199,7 @@ def test_sound_file_passes_and_says_so(converted, tmp_path):
     assert 0 < report.outputs.loss.mean_kl < 0.05
     kept = artifact.read(path).manifest["verification"]
     assert kept["passes"]
-    assert kept["sha256"] == sha256(path)
+    assert kept["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert kept["outputs"]["loss"]["mean_kl"] == report.outputs.loss.mean_kl
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
 
