@@ -16,7 +16,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from edgezoo_core import artifact, certificate, compiler, sources, zoo
-from edgezoo_core.checkpoint import sha256
 from edgezoo_core.errors import ArtifactError, VerificationError
 from edgezoo_core.recipe import resolve
 from edgezoo_core.shapes import Shapes
