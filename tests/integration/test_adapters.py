@@ -285,7 +285,7 @@ def edit(folder: Path, **fields: Any) -> None:
         ({"future_field": 3}, "future_field is 3: edgezoo does not know"),
         ({"r": 0}, "r is 0"),
         ({"lora_alpha": "6"}, "lora_alpha is '6'"),
-        ({"lora_alpha": float("nan")}, "lora_alpha is nan"),
+        ({"lora_alpha": float("nan")}, "it holds NaN"),
         ({"rank_pattern": {"(": 3}}, "no regular expression"),
         ({"rank_pattern": {"q_proj": 2.5}}, "'q_proj' is 2.5"),
         ({"use_rslora": "yes"}, "use_rslora is 'yes'"),
