@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import subprocess
@@ -61,9 +62,9 @@ def test_name_that_is_too_long_is_told(length, bench):
 def test_output_may_have_a_name_that_is_no_text(bench):
     output = os.fsdecode(os.fsencode(bench.out) + b"/\xff \xc3\xa9\n.tflite")
     ended = converted_to(bench, output, "--no-bundle")
-    bench.check(ended, 0)
+    assert ended.code == 0, ended.err
     assert r"\udcff é\n.tflite" in ended.out
-    assert Path(output).is_file()
+    assert bench.expected["m.tflite"] in hashes(bench.out).values()
 
 
 def test_link_as_output_is_followed(bench):
@@ -94,8 +95,9 @@ def test_litert_engine_on_a_full_disk_leaves_nothing(make_bench, tuned):
 def test_reproduction_leaves_nothing_but_when_it_is_killed_and_then_until_the_next(bench, finished):
     bench.stand(finished)
     manifest = bench.out / "m.manifest.json"
-    text = manifest.read_text()
-    manifest.write_text(text.replace('"bundle": {', '"bundle_apart": {'))
+    recorded = json.loads(manifest.read_text())
+    del recorded["bundle"]  # to make it again takes longer, and shows nothing more
+    manifest.write_text(json.dumps(recorded))
     command = ("reproduce", manifest)
     point = next(p for p in bench.points(*command) if "pwrite .m.tflite" in p)
     bench.fault(point, "interrupt", *command, code=INTERRUPTED)
@@ -103,7 +105,7 @@ def test_reproduction_leaves_nothing_but_when_it_is_killed_and_then_until_the_ne
     bench.fault(point, "ENOSPC", *command, code=FAILED)
     bench.fault(point, "SIGKILL", *command, code=KILLED)
     assert len(bench.hidden()) == 1
-    bench.check(bench.run(*command), 0, 3)
+    bench.check(bench.run(*command), 0)
     assert bench.hidden() == []
 
 
@@ -151,14 +153,14 @@ def test_closed_streams_do_not_reach_into_the_model(bench):
     assert hashes(bench.out)["m.tflite"] == bench.expected["m.tflite"]
 
 
-def test_no_folder_for_temporary_files_is_told(bench):
-    missing = str(bench.folder / "missing")
+def test_no_folder_for_temporary_files_is_told(tmp_path):
     code = (
-        "import tempfile, sys; tempfile._candidate_tempdir_list = lambda: [sys.argv.pop()];"
+        "import tempfile, sys; missing = sys.argv.pop();"
+        "tempfile._candidate_tempdir_list = lambda: [missing];"
         "from edgezoo_core.cli import main; main()"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, bench.convert()), missing],
+        [sys.executable, "-c", code, "convert", "./any", str(tmp_path / "missing")],
         capture_output=True,
         text=True,
         check=False,
