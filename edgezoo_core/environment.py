@@ -11,7 +11,7 @@ TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 def without_tokens() -> dict[str, str]:
     """Returns the environment without the hub's token.
 
-    No process that edgezoo starts asks the hub, and each runs code of others: a worker and the
-    testkit that of a plugin, pip that of a package which is built.
+    What compiles, verifies or tests in a process of its own asks no hub, and runs code of others:
+    a plugin's, or that of a package which pip builds. The processes of a batch ask it.
     """
     return {name: value for name, value in os.environ.items() if name not in TOKENS}

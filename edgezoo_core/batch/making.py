@@ -26,7 +26,7 @@ def run(stage: str, request: Mapping[str, Any], brake: workers.Brake | None = No
     Raises:
         EdgezooError: What is in the way; also if the process died or the brake was pulled.
     """
-    (answer,) = workers.run(stage, [request], silent, program=_PROGRAM, brake=brake)
+    (answer,) = workers.run(stage, [request], silent, program=_PROGRAM, brake=brake, asks_hub=True)
     return answer.result
 
 

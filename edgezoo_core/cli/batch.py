@@ -11,7 +11,7 @@ from edgezoo_core.cache.settings import parse_size
 from edgezoo_core.cli.console import working
 from edgezoo_core.cli.options import json_option, print_json, table, verbose_option
 from edgezoo_core.cli.verify import FAILED
-from edgezoo_core.errors import plain
+from edgezoo_core.errors import plain, tame
 
 if TYPE_CHECKING:
     from edgezoo_core.batch import Engine, Run
@@ -166,5 +166,5 @@ def _print(report: dict[str, Any]) -> None:
 def _print_errors(report: dict[str, Any]) -> None:
     for cell in report["cells"]:
         if cell["error"]:
-            click.echo(f"\n{plain(cell['name'])}: {cell['error']['message']}", err=True)
-            click.echo(f"Fix: {cell['error']['remedy']}", err=True)
+            told = f"{cell['name']}: {cell['error']['message']}\nFix: {cell['error']['remedy']}"
+            click.echo(f"\n{tame(told)}", err=True)

@@ -10,6 +10,7 @@ import click
 from edgezoo_core import cards, plugins
 from edgezoo_core.cards import ModelCard
 from edgezoo_core.cli.options import json_option, print_json, table, verbose_option
+from edgezoo_core.errors import tame
 from edgezoo_core.plugins import Plugin
 
 
@@ -75,7 +76,8 @@ def _row(row: dict[str, Any]) -> tuple[str, ...]:
 def _hint(found: tuple[Plugin, ...], *, is_empty: bool) -> None:
     broken = [p for p in found if p.state not in ("ok", "disabled")]
     for plugin in broken:
-        click.echo(f"{plugin.family} ({plugin}) is {plugin.state}: {plugin.reason}", err=True)
+        told = f"{plugin.family} ({plugin}) is {plugin.state}: {plugin.reason}"
+        click.echo(tame(told), err=True)
     if is_empty:
         click.echo("No model plugin is usable here; see `edgezoo list --available`.", err=True)
 

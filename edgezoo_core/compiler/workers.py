@@ -92,6 +92,7 @@ def run(
     *,
     program: str = "edgezoo_core.compiler",
     brake: Brake | None = None,
+    asks_hub: bool = False,
 ) -> list[Answer]:
     """Runs one worker per request, side by side, and returns their answers in order.
 
@@ -101,6 +102,7 @@ def run(
         progress: Told of what the workers begin.
         program: The package whose `__main__` is the worker.
         brake: Ends the workers when another thread pulls it.
+        asks_hub: Whether the workers get the hub's token.
 
     Raises:
         EdgezooError: What a worker raised, or ConversionError for one that died; the others are
@@ -109,11 +111,12 @@ def run(
     events: _Events = queue.SimpleQueue()
     workers: list[_Worker] = []
     answers: list[Answer | None] = [None] * len(requests)
+    variables = dict(os.environ) if asks_hub else environment.without_tokens()
     with ExitStack() as stack:
         if brake:
             stack.enter_context(brake.holding(events))
         for number, request in enumerate(requests):
-            workers.append(_Worker(program, number, {"stage": stage, **request}, events))
+            workers.append(_Worker(program, number, {"stage": stage, **request}, events, variables))
             stack.callback(workers[-1].end)
         running = len(workers)
         said: set[str] = set()
@@ -141,7 +144,12 @@ class _Worker:
     """One worker process."""
 
     def __init__(
-        self, program: str, number: int, request: Mapping[str, Any], events: _Events
+        self,
+        program: str,
+        number: int,
+        request: Mapping[str, Any],
+        events: _Events,
+        variables: Mapping[str, str],
     ) -> None:
         self._talk: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `end`
         # -P: a file in the folder where the user happens to be is no module of ours.
@@ -151,7 +159,7 @@ class _Worker:
             stdout=subprocess.PIPE,
             stderr=self._talk,
             env={
-                **environment.without_tokens(),
+                **variables,
                 "PYTHONPATH": os.pathsep.join(os.path.abspath(p) for p in sys.path),  # noqa: PTH100
             },
         )

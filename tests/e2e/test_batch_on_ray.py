@@ -34,6 +34,8 @@ target = "acme/small-gemma"
 [[models]]
 target = "acme/small-llama"
 """
+#: Nodes have the token in their environment, as a cluster's secrets come.
+TOKEN = "hf_whateverNodesNeed"
 #: What a node says that it has; no more than one task fits.
 NODE = {
     "num_cpus": 1,
@@ -60,7 +62,9 @@ def environment(hub, tmp_path):
         ("llama", LlamaConfig, LlamaForCausalLM),
     ):
         model(config(**SMALL)).save_pretrained(tmp_path / name)
-        hub.publish(f"acme/small-{name}", tmp_path / name)
+        hub.publish(f"acme/small-{name}", tmp_path / name, is_gated=True)
+    hub.tokens.add(TOKEN)
+    hub.members.add(TOKEN)
     path = os.pathsep.join([install(tmp_path / "site"), os.environ.get("PYTHONPATH", "")])
 
     def of(name: str) -> dict[str, str]:
@@ -68,6 +72,7 @@ def environment(hub, tmp_path):
         (home / "tmp").mkdir(parents=True)
         return {
             **hub.environment(home / "hf"),
+            "HF_TOKEN": TOKEN,
             "EDGEZOO_CACHE": str(home / "cache"),
             "TMPDIR": str(home / "tmp"),
             "STORE_NODE": name,

@@ -200,7 +200,7 @@ def test_interrupted_run_leaves_no_process_and_goes_on(models, batch, tmp_path):
     # To it alone, not to its group as a terminal sends it: nobody else ends its workers.
     run.send_signal(signal.SIGINT)
     out, err = run.communicate(timeout=120)
-    assert run.returncode == 1, err
+    assert run.returncode == 130, err
     assert set(states(json.loads(out)).values()) <= {"made", "not done"}
     assert "not done" in states(json.loads(out)).values()
     assert not _processes_that_name(str(cache))
