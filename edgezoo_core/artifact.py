@@ -105,13 +105,14 @@ def publish(
     Raises:
         ArtifactError: Something cannot be written; then what stood there before is whole.
     """
-    where = manifest_path(beside or path)
-    with writing(where) as (record, _):
+    where = manifest_path(beside or path).resolve()
+    with partial.files(where) as (record, _):
         _write_json(record, manifest)
         partial.sync(record)
         partial.sync(output)
         with _doubted(where):
-            partial.place(output, path)
+            partial.rename(output, path)
+        partial.rename(record, where)
     return Artifact(beside or path, manifest)
 
 

@@ -37,6 +37,8 @@ _NO_MEMORY = (
     "RESOURCE_EXHAUSTED",
     "failed to map segment",
 )
+#: How LLVM says that a disk is full, before it aborts.
+_NO_SPACE = "IO failure on output stream: "
 
 #: A message lists at most so many names; the rest is a count.
 LONGEST_LIST = 10
@@ -130,6 +132,12 @@ def out_of_memory(who: str) -> ConversionError:
 def tells_out_of_memory(text: str) -> bool:
     """Says whether the last words of a process, or of a library, are that memory ran out."""
     return any(words in text for words in _NO_MEMORY)
+
+
+def tells_full_disk(text: str) -> str | None:
+    """Returns what the last words of a process say about a disk that it could not write to."""
+    _, found, reason = text.partition(_NO_SPACE)
+    return reason.partition("\n")[0] if found else None
 
 
 def listing(names: Iterable[str]) -> str:

@@ -46,13 +46,25 @@ def files(path: Path) -> Iterator[tuple[Path, Path]]:
 
 
 def place(output: Path, path: Path) -> None:
-    """Puts a finished file at `path`: what stood there stays whole until it is replaced.
+    """Syncs a finished file and puts it at `path`; what stood there stays whole until then.
 
     Raises:
         ArtifactError: It cannot be put there; what stood there is untouched.
     """
     try:
         sync(output)
+    except OSError as e:
+        raise unwritable(path, e) from e
+    rename(output, path)
+
+
+def rename(output: Path, path: Path) -> None:
+    """Puts a finished file that was synced at `path`, which takes no space.
+
+    Raises:
+        ArtifactError: It cannot be put there; what stood there is untouched.
+    """
+    try:
         output.replace(path)
     except OSError as e:
         raise unwritable(path, e) from e

@@ -202,7 +202,7 @@ def _carry_out(order: engines.Order, engine: Engine, watch: Stopwatch) -> Conver
                     f"{made.path} is converted, but not bundled: {e.message}",
                     remedy=f"pass --no-bundle to convert; for the bundle, {e.remedy}",
                 ) from e
-            written = artifact.read(made.path)
+        written = artifact.read(made.path)  # as it stands there: lists, where we had tuples
     return Conversion(written, packed, watch.finish(), peaks, made.from_cache)
 
 

@@ -195,6 +195,11 @@ class _Worker:
         lines = self._talk.read().decode(errors="replace").splitlines()[-_TAIL_LINES:]
         if errors.tells_out_of_memory("\n".join(lines)):
             return errors.out_of_memory("a worker")
+        if reason := errors.tells_full_disk("\n".join(lines)):
+            return ConversionError(
+                f"a worker could not write: {reason}",
+                remedy="free some space there, or choose another disk",
+            )
         how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
         return ConversionError(
             f"a worker died {how}; its last words:\n  " + "\n  ".join(lines),
