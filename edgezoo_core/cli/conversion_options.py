@@ -2,18 +2,52 @@
 
 from __future__ import annotations
 
+from functools import wraps
 from pathlib import Path
-from typing import get_args
+from typing import Any, cast, get_args
 
 import click
 
 from edgezoo_core import recipe as recipes
 from edgezoo_core.cli.options import F
-from edgezoo_core.shapes import KvLayout
+from edgezoo_core.shapes import KvLayout, Shapes
+
+#: Options that are handed on as they are.
+_SHARED = (
+    "recipe",
+    "output",
+    "adapters",
+    "engine",
+    "jobs",
+    "with_bundle",
+    "revision",
+    "family",
+    "card",
+)
 
 
 def conversion_options(command: F) -> F:
-    """Adds what shapes a conversion: recipe, shapes, output, adapters, engine, and the rest."""
+    """Adds what shapes a conversion: recipe, shapes, output, adapters, engine, and the rest.
+
+    The command gets these, and those of `source_options`, as one argument `wanted`: the keyword
+    arguments that `edgezoo_core.zoo.convert` and `edgezoo_core.planning.plan` share.
+    """
+
+    @wraps(command)
+    def collecting(
+        *arguments: Any,
+        prefill_lengths: tuple[int, ...],
+        kv_cache_length: int | None,
+        kv_layout: KvLayout | None,
+        mask_as_input: bool | None,
+        no_cache: bool,
+        **options: Any,
+    ) -> Any:
+        shapes = Shapes(prefill_lengths or None, kv_cache_length, kv_layout, mask_as_input)
+        wanted = {name: options.pop(name) for name in _SHARED}
+        wanted |= {"shapes": shapes, "use_cache": not no_cache}
+        return command(*arguments, wanted=wanted, **options)
+
     options = (
         click.option(
             "--recipe",
@@ -75,5 +109,5 @@ def conversion_options(command: F) -> F:
         click.option("--no-cache", is_flag=True, help="Neither use nor keep compiled graphs."),
     )
     for option in reversed(options):
-        command = option(command)
-    return command
+        collecting = option(collecting)
+    return cast("F", collecting)

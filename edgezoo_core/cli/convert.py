@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import click
@@ -18,10 +17,8 @@ from edgezoo_core.cli.options import (
 )
 from edgezoo_core.cli.verify import FAILED, print_report
 from edgezoo_core.errors import plain
-from edgezoo_core.shapes import KvLayout, Shapes
 
 if TYPE_CHECKING:
-    from edgezoo_core.engines import Engine
     from edgezoo_core.verification.report import Report
     from edgezoo_core.zoo import Conversion
 
@@ -43,22 +40,9 @@ if TYPE_CHECKING:
 def convert_command(
     ctx: click.Context,
     target: str,
-    recipe: str | None,
-    prefill_lengths: tuple[int, ...],
-    kv_cache_length: int | None,
-    kv_layout: str | None,
-    mask_as_input: bool | None,
-    output: Path,
-    adapters: tuple[str, ...],
-    engine: str,
-    jobs: int | None,
-    with_bundle: bool,
+    wanted: dict[str, Any],
     is_verified: bool,
-    no_cache: bool,
     force: bool,
-    revision: str | None,
-    family: str | None,
-    card: str | None,
     as_json: bool,
     verbose: bool,
 ) -> None:
@@ -66,28 +50,7 @@ def convert_command(
     with working(verbose=verbose) as stages:
         from edgezoo_core import certificate, zoo
 
-        shapes = Shapes(
-            prefill_lengths or None,
-            kv_cache_length,
-            cast("KvLayout | None", kv_layout),
-            mask_as_input,
-        )
-        conversion = zoo.convert(
-            target,
-            recipe=recipe,
-            shapes=shapes,
-            output=output,
-            force=force,
-            revision=revision,
-            family=family,
-            card=card,
-            adapters=adapters,
-            engine=cast("Engine", engine),
-            jobs=jobs,
-            use_cache=not no_cache,
-            with_bundle=with_bundle,
-            progress=stages,
-        )
+        conversion = zoo.convert(target, force=force, progress=stages, **wanted)
         path = conversion.artifact.path
         report = certificate.verify(path, progress=stages) if is_verified else None
         stages.done()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,10 +18,8 @@ from edgezoo_core.cli.options import (
 )
 from edgezoo_core.cli.verify import FAILED
 from edgezoo_core.errors import listing, plain
-from edgezoo_core.shapes import KvLayout, Shapes
 
 if TYPE_CHECKING:
-    from edgezoo_core.engines import Engine
     from edgezoo_core.planning import Plan
 
 
@@ -36,20 +33,7 @@ if TYPE_CHECKING:
 def plan_command(
     ctx: click.Context,
     target: str,
-    recipe: str | None,
-    prefill_lengths: tuple[int, ...],
-    kv_cache_length: int | None,
-    kv_layout: str | None,
-    mask_as_input: bool | None,
-    output: Path,
-    adapters: tuple[str, ...],
-    engine: str,
-    jobs: int | None,
-    with_bundle: bool,
-    no_cache: bool,
-    revision: str | None,
-    family: str | None,
-    card: str | None,
+    wanted: dict[str, Any],
     as_json: bool,
     verbose: bool,
 ) -> None:
@@ -60,27 +44,7 @@ def plan_command(
     with working(verbose=verbose) as stages:
         from edgezoo_core import planning
 
-        shapes = Shapes(
-            prefill_lengths or None,
-            kv_cache_length,
-            cast("KvLayout | None", kv_layout),
-            mask_as_input,
-        )
-        plan = planning.plan(
-            target,
-            recipe=recipe,
-            shapes=shapes,
-            output=output,
-            revision=revision,
-            family=family,
-            card=card,
-            adapters=adapters,
-            engine=cast("Engine", engine),
-            jobs=jobs,
-            use_cache=not no_cache,
-            with_bundle=with_bundle,
-            progress=stages,
-        )
+        plan = planning.plan(target, progress=stages, **wanted)
         stages.done()
     if as_json:
         print_json(plan.to_json())
