@@ -30,7 +30,7 @@ def files(path: Path) -> Iterator[tuple[Path, Path]]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _sweep_files(path)
+        sweep(path)
         output, descriptor = _begin_file(path)
     except OSError as e:
         raise unwritable(path.parent, e) from e
@@ -192,7 +192,12 @@ def _is_at(descriptor: int, path: Path) -> bool:
         return False
 
 
-def _sweep_files(path: Path) -> None:
+def sweep(path: Path) -> None:
+    """Removes the temporary files of a destination that nobody holds any more.
+
+    Raises:
+        OSError: The folder cannot be read.
+    """
     name = re.compile(rf"\.{re.escape(path.name)}\.[\w.-]+\.(output|float32)\.partial")
     found = [left for left in path.parent.iterdir() if name.fullmatch(left.name)]
     # A scratch file goes with its output: nobody locks it.

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgezoo_core import artifact, bundle, compiler, engines, planning
+from edgezoo_core import artifact, bundle, compiler, engines, partial, planning
 from edgezoo_core import recipe as recipes
 from edgezoo_core import tokenizer as tokenizers
 from edgezoo_core.artifact import Artifact
@@ -181,7 +181,14 @@ def pack(
         worker's peak memory in bytes.
     """
     request = {"path": str(converted.path), "texts": str(texts), "output": str(output)}
-    (answer,) = workers.run("pack", [request], progress)
+    try:
+        (answer,) = workers.run("pack", [request], progress)
+    except BaseException:
+        # A worker that was killed left what it was writing.
+        for path in (output.resolve(), artifact.manifest_path(converted.path).resolve()):
+            with suppress(OSError):
+                partial.sweep(path)
+        raise
     return dict(answer.result), answer.peak_memory_bytes
 
 

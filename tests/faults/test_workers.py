@@ -8,7 +8,7 @@ import signal
 import time
 
 import pytest
-from faulty import FAILED, INTERRUPTED, KILLED, Bench, end, hashes, is_deserted
+from faulty import FAILED, INTERRUPTED, KILLED, Bench, believes, end, hashes, is_deserted
 
 #: A worker's first heavy import, and a write of each worker that writes.
 TRACING = "worker import litert_torch #1"
@@ -128,14 +128,13 @@ def bundle_points(finished, tuned, tmp_path_factory):
         ("interrupt", "write .m.litertlm", INTERRUPTED),
     ],
 )
-def test_fault_while_bundling_keeps_the_earlier_bundle(
-    what, call, code, bundle_points, bench, tuned
-):
+def test_fault_while_bundling_loses_no_bundle(what, call, code, bundle_points, bench, tuned):
     bench.stand(tuned)
     point = [p for p in bundle_points if f" {call}" in p][-1]
     bench.fault(point, what, "bundle", bench.model, "--force", code=code)
     assert hashes(bench.out)["m.tflite"] == tuned.expected["m.tflite"]
     assert hashes(bench.out)["m.litertlm"] == tuned.expected["m.litertlm"]
+    assert believes(bench.out / "m.litertlm") == tuned.expected["m.litertlm"]
 
 
 def test_killed_while_it_bundles_a_conversion_can_be_repeated(bundle_points, bench, tuned):
