@@ -10,12 +10,13 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ai_edge_quantizer import qtyping, quantizer
+from ai_edge_quantizer.transformations import duplicate_tensor
 
 from edgezoo_core.conversion import graph
 from edgezoo_core.errors import ConversionError, listing
@@ -85,7 +86,7 @@ def run(
         )
     try:
         # One of its progress bars shows whatever it is told.
-        with contextlib.redirect_stderr(io.StringIO()):
+        with contextlib.redirect_stderr(io.StringIO()), _duplicates_named_in_bytes():
             result = engine.quantize(
                 serialize_to_path=str(output) if output else None,
                 enable_progress_bar=False,
@@ -97,6 +98,29 @@ def run(
             remedy="choose another recipe; if this one should work, report it",
         ) from e
     return result.quantized_model
+
+
+@contextlib.contextmanager
+def _duplicates_named_in_bytes() -> Iterator[None]:
+    """Names what the quantizer duplicates as it names all else.
+
+    In release 0.10 a duplicate's name is no bytes, and a DEQUANTIZE behind it, of a float16 head
+    whose embedding has another format say, ends in a TypeError.
+    """
+    original = duplicate_tensor.duplicate_tensor
+
+    def duplicate(asked: Any) -> Any:
+        told = original(asked)
+        tensor = asked.subgraph.tensors[told.output_tensor_id]
+        if isinstance(tensor.name, str):
+            tensor.name = tensor.name.encode()
+        return told
+
+    duplicate_tensor.duplicate_tensor = duplicate
+    try:
+        yield
+    finally:
+        duplicate_tensor.duplicate_tensor = original
 
 
 def assign(model: Any, plan: QuantPlan, module: torch.nn.Module) -> Assignment:

@@ -33,6 +33,11 @@ down = "dynamic_int4_block64"
 [layers.0]
 qkv = "fp16"
 """
+#: What is tied is stored twice; the quantizer makes the second and puts a DEQUANTIZE behind it.
+TWICE = """
+default = "dynamic_int8"
+embedding = "fp16"
+"""
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,7 @@ CASES = {
         },
         torch.bfloat16,
         SignatureOptions((8,), 64, "default", True),
-        ("dynamic_int8_linear", "mixed"),
+        ("dynamic_int8_linear", "mixed", "twice"),
     ),
     "gemma-untied-f32": Case(
         "gemma",
@@ -138,12 +143,13 @@ LAYOUTS = {"plain": plain, "sharded": sharded, "kaggle": kaggle}
 
 
 def plan_of(both, name, folder):
-    if name != "mixed":
+    if name not in ("mixed", "twice"):
         return recipe.meet(recipe.resolve(name), both.module, "test")
     path = folder / "mixed.toml"
     # Tied, the embedding dequantizes what the head computes with as it is.
     tied = both.module.lm_head.weight is both.module.tok_embedding.weight
-    path.write_text(MIXED.format(head="dynamic_int8" if tied else "fp16"))
+    mixed = MIXED.format(head="dynamic_int8" if tied else "fp16")
+    path.write_text(mixed if name == "mixed" else TWICE)
     return recipe.meet(recipe.resolve(str(path)), both.module, "test")
 
 
@@ -156,7 +162,7 @@ def conversation(path):
 
 def test_cases_cover_everything():
     cases = CASES.values()
-    assert {r for c in cases for r in c.recipes} == {*recipe.RECIPES, "mixed"}
+    assert {r for c in cases for r in c.recipes} == {*recipe.RECIPES, "mixed", "twice"}
     assert {c.family for c in cases if c.config["num_hidden_layers"] > shallow.SHALLOW} == {
         "gemma",
         "tinyllama",

@@ -21,7 +21,7 @@ from edgezoo_core.shapes import Shapes
 TOLERANCE = 0.03
 MIXED = """
 default = "dynamic_int8"
-embedding = "none"
+embedding = "fp16"
 [layers.0]
 down = "dynamic_int4_block32"
 up = "none"
