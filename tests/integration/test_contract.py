@@ -521,8 +521,9 @@ def test_the_source_comes_out_of_the_manifest(built, sound, tmp_path):
     path.write_bytes(sound[0].read_bytes())
     manifest = {
         "schema": 1,
-        "checkpoint": {"repo": None, "folder": str(texts)},
-        "bundle": {"file": path.name},
+        "checkpoint": {"repo": None, "folder": str(texts), "commit": None},
+        "artifact": {"file": "m.tflite", "size_bytes": 1},
+        "bundle": {"file": path.name, "size_bytes": path.stat().st_size},
     }
     path.with_suffix(".manifest.json").write_text(json.dumps(manifest))
     assert json.loads(invoke(path, "--json").stdout)["source"] == str(texts)
