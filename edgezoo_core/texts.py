@@ -120,6 +120,15 @@ def parse_json(text: str) -> Any:
     return found
 
 
+def finite(value: Any) -> Any:
+    """Returns a JSON value with null in place of NaN and infinities, which JSON lacks."""
+    if isinstance(value, dict):
+        return {name: finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Returns a JSON object's dictionary.
 

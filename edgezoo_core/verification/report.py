@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from edgezoo_core.texts import finite
 from edgezoo_core.verification.measures import LayerDifference, Loss
 from edgezoo_core.verification.weights import MatrixError
 
@@ -120,13 +121,14 @@ class Report:
         return all(part.passes for part in parts if part is not None)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns it as plain values, verdicts included."""
+        """Returns it as plain values, verdicts included; null for what is no finite number."""
         value = asdict(self)
         for name in ("structure", "weights", "outputs"):
             part = getattr(self, name)
             if part is not None:
                 value[name]["passes"] = part.passes
-        return {**value, "passes": self.passes}
+        found: dict[str, Any] = finite({**value, "passes": self.passes})
+        return found
 
     def record(self) -> dict[str, Any]:
         """Returns what the manifest keeps: what the same files and versions give again."""

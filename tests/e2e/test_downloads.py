@@ -288,7 +288,7 @@ def test_next_process_continues_after_ctrl_c(hub, client, tmp_path):
     wait_for_half(client)
     running.send_signal(signal.SIGINT)
     assert running.communicate(timeout=60)[1].endswith("Aborted!\n")
-    assert running.returncode == 1
+    assert running.returncode == 130
     hub.held.clear()
     assert contents(client.pull(REPO)) == FILES
     assert ranges(hub) == [None, f"bytes={SIZE // 2}-"]

@@ -117,7 +117,7 @@ BROKEN = {
     "another file": (certificate("0" * 64), "does not speak of this file"),
     "no digest": ({"passes": True}, "does not speak of this file"),
     "loosened": ({"kl": 1.0, "max_kl": 10.0}, r"its mean KL is 1.00e\+00 nats \(allowed 0.06\)"),
-    "not a number": ({"kl": float("nan")}, "its mean KL is nan"),
+    "not a number": ({"kl": None}, "its certificate is damaged"),
     "no structure": ({"structure": None}, "its graph was not examined"),
     "graph": ({"structure": 1e-3}, "its graph differs by 1.0e-03"),
     "weights": ({"largest": 1.5}, "some of its weights"),
@@ -212,15 +212,16 @@ def test_published_manifest_reproduces_and_says_nothing_of_the_machine(
     assert reproduction.reproduce(published).passes
 
 
-HOSTILE = "a`b</code><script>alert(1)</script>|[x](http://evil)\n\n# Heading\n---\nlicense: mit\n"
+HOSTILE = "a`b</code><script>alert(1)</script>|[x](http://evil)"
+LINES = f"{HOSTILE}\n\n# Heading\n---\nlicense: mit\n"
 
 
 def test_foreign_text_stays_text(model):
     found = manifest(model)
     found["signatures"][0]["name"] = HOSTILE
-    found["verification"]["text"] = HOSTILE
+    found["verification"]["text"] = LINES
     found["checkpoint"]["folder"] = f"/srv/{HOSTILE}"
-    found["adapters"] = [{"source": HOSTILE, "weight": HOSTILE, "files": []}]
+    found["adapters"] = [{"source": HOSTILE, "weight": 1.0, "files": []}]
     found["model"]["family"] = "tinyllama; rm -rf ~ #"
     amend(model, **found)
     ready = prepare(model, REPO, MIT)
@@ -398,7 +399,7 @@ def test_hub_source_is_published_under_the_licence_that_its_repo_states(
 
 
 def test_dry_run_asks_no_hub(model, monkeypatch):
-    def ask(repo, revision):
+    def ask(repo, revision, **_):
         raise AssertionError("the hub was asked")
 
     monkeypatch.setattr(hubs, "ask", ask)

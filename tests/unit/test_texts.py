@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import tracemalloc
@@ -166,3 +167,10 @@ def test_what_a_terminal_obeys_is_shown_instead():
         tame(text) == "a\\x1b]0;title\\x07\\r\\u202etxt\\x9b2J\tb\nc \u200d\u3000\U0001f600\\ud800"
     )
     assert plain("a\nb\x1b") == "a\\nb\\x1b"
+
+
+def test_what_json_lacks_becomes_null_and_is_read_back():
+    value = {"kl": math.nan, "rows": [1.5, -math.inf, (math.inf, "NaN", None, True)], "n": 3}
+    kept = texts.finite(value)
+    assert kept == {"kl": None, "rows": [1.5, None, [None, "NaN", None, True]], "n": 3}
+    assert texts.parse_json(json.dumps(kept)) == kept
