@@ -154,9 +154,9 @@ def plain(text: str) -> str:
 
 
 #: Control characters but newline and tab, halves of surrogate pairs, what turns the direction of
-#: text (CVE-2021-42574), and tags that nobody sees. Joiners and blanks of other scripts stay.
+#: text (CVE-2021-42574), and tags that nobody sees. Joiners, marks and blanks of scripts stay.
 _OBEYED = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
     "\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]"
 )
 
