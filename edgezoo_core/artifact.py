@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgezoo_core import checkpoint, manifests, partial, texts
-from edgezoo_core.errors import ArtifactError, listing
+from edgezoo_core import checkpoint, manifests, partial, paths, texts
+from edgezoo_core.errors import ArtifactError, listing, plain
 
 #: Version of the manifest's layout.
 SCHEMA = 1
@@ -48,6 +48,11 @@ def refuse_odd(path: Path) -> None:
     Raises:
         ArtifactError: A folder or a device has its name, or a file the name of its folder.
     """
+    if not paths.is_inner(path.name):
+        raise ArtifactError(
+            f"{plain(path.name)!r} is no name that every system takes and a manifest can hold",
+            remedy='pass a shorter --output without control characters and \\ : * ? " < > |',
+        )
     if path.exists() and not path.is_file():
         raise ArtifactError(f"{path} is no regular file", remedy="pass another --output")
     above = next(folder for folder in path.parents if folder.exists())

@@ -192,6 +192,11 @@ def open_folder(folder: Path, source: str | None = None) -> Checkpoint:
     """
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder", remedy="check the path")
+    if not paths.is_written(str(folder)):
+        raise CheckpointError(
+            f"{folder}: a manifest cannot hold such a path",
+            remedy="rename the folder: without control characters, as UTF-8",
+        )
     names = sorted(str(p.relative_to(folder)) for p in folder.iterdir() if p.is_file())
     try:
         index, files = weight_files(names)

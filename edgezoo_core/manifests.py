@@ -20,10 +20,6 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value < _LARGEST
 
 
-def _is_word(value: Any) -> bool:
-    return isinstance(value, str) and value.isprintable()
-
-
 def _is_bundle_name(value: Any) -> bool:
     # A bundle may have been written to another folder: then the name leads there from here.
     inner = value.replace("../", "") if isinstance(value, str) else None
@@ -31,14 +27,14 @@ def _is_bundle_name(value: Any) -> bool:
 
 
 _COUNT: _Form = (_is_count, "a count")
-_WORD: _Form = (_is_word, "a line of text")
-_WORD_OR_NONE: _Form = (lambda v: v is None or _is_word(v), "a line of text or null")
+_WORD: _Form = (paths.is_written, "a line of text")
+_WORD_OR_NONE: _Form = (lambda v: v is None or paths.is_written(v), "a line of text or null")
 _FLAG: _Form = (lambda v: isinstance(v, bool), "true or false")
 _NUMBER: _Form = (lambda v: type(v) in (int, float), "a number")
 _NAME: _Form = (lambda v: paths.is_inner(v) and "/" not in v, "the name of a file beside it")
 _BUNDLE_NAME: _Form = (_is_bundle_name, "a relative path")
 _WORDS: _Form = (
-    lambda v: isinstance(v, dict) and all(_is_word(x) for pair in v.items() for x in pair),
+    lambda v: isinstance(v, dict) and all(paths.is_written(x) for pair in v.items() for x in pair),
     "a table of texts",
 )
 _FILES: _Form = [{"name": _WORD, "size_bytes": _COUNT, "sha256": _WORD}]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from edgezoo_core.errors import tame
+
 #: Longest name of a file on the disks there are, in bytes.
 _LONGEST = 255
 
@@ -15,13 +17,18 @@ def is_inner(name: object) -> bool:
     """
     return (
         isinstance(name, str)
-        and name.isprintable()
+        and is_written(name)
         and not any(letter in name for letter in '\\:*?"<>|')
         and all(
             part not in ("", ".", "..") and len(part.encode()) <= _LONGEST
             for part in name.split("/")
         )
     )
+
+
+def is_written(text: object) -> bool:
+    """Says whether a path can be written down: on one line, as UTF-8, obeyed by no terminal."""
+    return isinstance(text, str) and not {"\n", "\t"} & set(text) and tame(text) == text
 
 
 def leaves(folder: Path, name: str) -> bool:

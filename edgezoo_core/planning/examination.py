@@ -343,8 +343,8 @@ class _Examination:
                 self._find(
                     "error",
                     "disk",
-                    f"{disk.needed_bytes / 1e9:.2f} GB for {', '.join(disk.holds)} on the disk of"
-                    f" {disk.path}, {disk.free_bytes / 1e9:.2f} GB free",
+                    f"{disk.needed_bytes / 1e6:,.1f} MB for {', '.join(disk.holds)} on the disk of"
+                    f" {disk.path}, {disk.free_bytes / 1e6:,.1f} MB free",
                     "free some space, or choose another disk: --output for the file, HF_HOME for"
                     " the download",
                     ArtifactError,

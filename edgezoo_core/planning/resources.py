@@ -28,7 +28,10 @@ def disks(uses: Sequence[tuple[str, Path, int]]) -> tuple[Disk, ...]:
         device = there.stat().st_dev
         before = by_device.get(device)
         if before is None:
-            before = Disk(str(there), (), 0, shutil.disk_usage(there).free)
+            usage = shutil.disk_usage(there)
+            if not usage.total:  # some virtual file systems do not say
+                continue
+            before = Disk(str(there), (), 0, usage.free)
         by_device[device] = Disk(
             before.path, (*before.holds, what), before.needed_bytes + size, before.free_bytes
         )

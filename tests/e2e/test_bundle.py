@@ -175,7 +175,7 @@ def test_a_folder_that_cannot_be_written_is_told(model, tmp_path):
     (tmp_path / "taken").write_text("a file")
     output = tmp_path / "taken" / "x.litertlm"
     done = edgezoo("bundle", model["path"], "--output", output, code=1)
-    assert "cannot be written" in done.stderr
+    assert "taken is no folder" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -90,7 +90,7 @@ def test_two_outputs_of_one_model_share_what_is_made_once(make_bench):
 
 def test_cleared_cache_does_not_disturb_who_fills_it(make_bench):
     bench = make_bench("trace")
-    at = "worker write program.json compiler/stages:skeleton < compiler/__main__:main #1"
+    at = "worker write program.json compiler/stages:skeleton < compiler/__main__:_serve #1"
     log = bench.folder / "log"
     process = bench.start(*bench.convert("--no-bundle"), at=at, do="forever", log=str(log))
     while not log.exists() or at not in log.read_text():

@@ -12,7 +12,7 @@ from faulty import FAILED, INTERRUPTED, KILLED, Bench, believes, end, hashes, is
 
 #: A worker's first heavy import, and a write of each worker that writes.
 TRACING = "worker import litert_torch #1"
-SKELETON = "worker write head.bin compiler/stages:skeleton < compiler/__main__:main #1"
+SKELETON = "worker write head.bin compiler/stages:skeleton < compiler/__main__:_serve #1"
 
 
 def importing(point):

@@ -112,7 +112,7 @@ def test_a_disk_that_is_too_small_is_an_error(folder, machine, tmp_path):
     (finding,) = plan.errors
     assert finding.subject == "disk"
     assert "output, compiled graph" in finding.message
-    with pytest.raises(ArtifactError, match=r"0\.00 GB free") as e:
+    with pytest.raises(ArtifactError, match=r"0\.1 MB free") as e:
         planning.refuse(plan)
     assert "--output" in e.value.remedy
 
