@@ -159,7 +159,6 @@ class _Examination:
     ) -> Facts | None:
         job = self._job(settled, checkpoint)
         if checkpoint and self._request.use_cache:
-            self._progress("looking into the cache")
             with self._finding("recipe"):
                 if known := facts.kept(job, settled.plugin, checkpoint):
                     return known
