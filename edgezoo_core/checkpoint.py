@@ -114,6 +114,12 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
+def git_sha1(content: bytes) -> str:
+    """Returns the name that git, and so the hub, gives to a small file's content, in hex."""
+    head = b"blob %d\0" % len(content)
+    return hashlib.sha1(head + content, usedforsecurity=False).hexdigest()
+
+
 def read_config(folder: Path) -> Mapping[str, Any] | None:
     """Reads a folder's config.json, or returns None where there is none.
 

@@ -21,7 +21,6 @@ file that another process could continue. The hub serves files of up to 50 GB bo
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
 import shutil
@@ -34,7 +33,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from edgezoo_core import hub_session
-from edgezoo_core.checkpoint import sha256
+from edgezoo_core.checkpoint import git_sha1, sha256
 from edgezoo_core.errors import CheckpointError
 from edgezoo_core.hub_session import PassingError
 from edgezoo_core.types import Progress
@@ -171,7 +170,7 @@ def differing(path: Path, what: str, stated: Stated) -> CheckpointError | None:
     if stated.sha256 is not None:
         kind, expected, actual = "sha256", stated.sha256, sha256(path)
     elif stated.git_sha1 is not None:
-        kind, expected, actual = "the git hash", stated.git_sha1, _git_sha1(path)
+        kind, expected, actual = "the git hash", stated.git_sha1, git_sha1(path.read_bytes())
     else:
         return None
     if actual == expected:
@@ -363,10 +362,3 @@ def _size(path: Path) -> int:
     with suppress(OSError):
         return path.stat().st_size
     return 0
-
-
-def _git_sha1(path: Path) -> str:
-    """Returns the name that git gives to a file's content, in hex."""
-    content = path.read_bytes()
-    head = b"blob %d\0" % len(content)
-    return hashlib.sha1(head + content, usedforsecurity=False).hexdigest()

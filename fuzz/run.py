@@ -1,8 +1,8 @@
 """Runs the fuzzer: `python -m fuzz.run TARGET|all --seconds N`.
 
-Needs atheris (`pip install '.[fuzz]'`, Linux). The corpus grows in `fuzz/work/`, which is not kept;
-what reaches code that nothing else reaches is merged into `fuzz/corpus/TARGET/`, and an input that
-breaks a target is left in `fuzz/findings/TARGET/`.
+Needs atheris (`pip install '.[fuzz]'`, Linux). The corpus grows in `fuzz/growing/`, which is not
+kept; what reaches code that nothing else reaches is merged into `fuzz/corpus/TARGET/`, and an input
+that breaks a target is left in `fuzz/findings/TARGET/`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 from fuzz import mutation, samples, targets
 
 HERE = Path(__file__).parent
-CORPUS, FINDINGS, WORK = HERE / "corpus", HERE / "findings", HERE / "work"
+CORPUS, FINDINGS, GROWING = HERE / "corpus", HERE / "findings", HERE / "growing"
 #: An input that takes longer is a finding; a busy machine takes a tenth of it.
 TIMEOUT_S = 20
 #: Memory of a process, libraries included, at which its input is a finding.
@@ -55,7 +55,7 @@ def run(name: str, seconds: int) -> dict[str, Any]:
     Returns:
         What is to be told: executions, coverage, CPU seconds, findings.
     """
-    work, found, kept = WORK / name, FINDINGS / name, CORPUS / name
+    work, found, kept = GROWING / name, FINDINGS / name, CORPUS / name
     for folder in (work, found, kept):
         folder.mkdir(parents=True, exist_ok=True)
     for seed in samples.seeds()[name]:
@@ -94,7 +94,7 @@ def merge(name: str) -> None:
     """Makes the kept corpus the least that reaches what all inputs reach; named ones stay."""
     kept = CORPUS / name
     with tempfile.TemporaryDirectory() as scratch:
-        _inside(name, "-merge=1", scratch, str(kept), str(WORK / name))
+        _inside(name, "-merge=1", scratch, str(kept), str(GROWING / name))
         for old in kept.iterdir():
             if re.fullmatch(r"[0-9a-f]{40}", old.name):
                 old.unlink()
@@ -124,7 +124,7 @@ def _fuzz(name: str, arguments: list[str]) -> None:
     ]
     words = mutation.WORDS.get(name, ())
     if words:
-        dictionary = WORK / f"{name}.dict"
+        dictionary = GROWING / f"{name}.dict"
         lines = ("".join(f"\\x{byte:02x}" for byte in word) for word in words)
         dictionary.write_text("".join(f'"{line}"\n' for line in lines), encoding="ascii")
         options.append(f"-dict={dictionary}")
@@ -135,7 +135,7 @@ def _fuzz(name: str, arguments: list[str]) -> None:
             data, atheris.Mutate, longest, seed
         )
     # To merge, libFuzzer starts itself again as a program of this name.
-    launcher = WORK / f"{name}.sh"
+    launcher = GROWING / f"{name}.sh"
     command = shlex.join([sys.executable, "-m", "fuzz.run", name, "--inside"])
     launcher.write_text(f'#!/bin/sh\nexec {command} "$@"\n', encoding="ascii")
     launcher.chmod(0o755)

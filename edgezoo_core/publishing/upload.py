@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from edgezoo_core.checkpoint import sha256
+from edgezoo_core.checkpoint import git_sha1, sha256
 from edgezoo_core.errors import EdgezooError, PublishError, listing
 from edgezoo_core.publishing.card import MARK
 from edgezoo_core.publishing.faults import explain
@@ -63,9 +63,7 @@ class File:
         if there.size != self.size_bytes:
             return False
         content = self.content if isinstance(self.content, bytes) else self.content.read_bytes()
-        # As git names it.
-        blob = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False)
-        return there.blob_id == blob.hexdigest()
+        return there.blob_id == git_sha1(content)
 
 
 @dataclass(frozen=True, slots=True)
