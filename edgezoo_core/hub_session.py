@@ -197,8 +197,7 @@ class _Guard:
         if question in asked:
             raise PassingError(_who(request.url), "does not answer")
         asked.add(question)
-        if not _is_hub(request.url):
-            request.headers.pop("authorization", None)
+        keep_token_home(request)
 
     def _on_response(self, response: httpx2.Response) -> None:
         status = response.status_code
@@ -250,6 +249,12 @@ def refuse_odd_token() -> None:
             "the token of the hub holds characters that no token has",
             remedy="run: hf auth login (or correct HF_TOKEN)",
         )
+
+
+def keep_token_home(request: httpx2.Request) -> None:
+    """Takes the token from a request to anywhere but the origin of HF_ENDPOINT."""
+    if not _is_hub(request.url):
+        request.headers.pop("authorization", None)
 
 
 def _is_hub(url: httpx2.URL) -> bool:

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from edgezoo_core.checkpoint import git_sha1, sha256
 from edgezoo_core.errors import EdgezooError, PublishError, listing
+from edgezoo_core.hub_session import keep_token_home
 from edgezoo_core.publishing.card import MARK
 from edgezoo_core.publishing.faults import explain
 from edgezoo_core.types import Progress, silent
@@ -231,19 +231,12 @@ def _keeping_token_home() -> Iterator[None]:
     an upload says that the upload is to be confirmed. It also would wait forever.
     """
     from huggingface_hub import set_client_factory
-    from huggingface_hub.constants import ENDPOINT
     from huggingface_hub.utils._http import default_client_factory
-
-    home = _origin(ENDPOINT)
-
-    def strip(request: httpx2.Request) -> None:
-        if _origin(str(request.url)) != home:
-            request.headers.pop("authorization", None)
 
     def guarded() -> httpx2.Client:
         client = default_client_factory()
         hooks: dict[str, list[Any]] = client.event_hooks
-        client.event_hooks = {**hooks, "request": [*hooks["request"], strip]}
+        client.event_hooks = {**hooks, "request": [*hooks["request"], keep_token_home]}
         client.timeout = TIMEOUT_S
         return client
 
@@ -252,8 +245,3 @@ def _keeping_token_home() -> Iterator[None]:
         yield
     finally:
         set_client_factory(default_client_factory)
-
-
-def _origin(url: str) -> tuple[str, str | None, int | None]:
-    parts = urlsplit(url)
-    return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
