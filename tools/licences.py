@@ -23,8 +23,8 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[1]
 RULES = ROOT / "tools" / "licences.toml"
 PROJECTS = (ROOT, *sorted(p.parent for p in ROOT.glob("plugins/*/pyproject.toml")))
-#: What developers alone install.
-APART = ("dev",)
+#: The extras for developers of this project; the fuzzer is not even in their usual environment.
+APART = ("dev", "fuzz")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ def required(project: Path, extras: Iterable[str] | None = None) -> list[Require
 
     Args:
         project: Its folder.
-        extras: The extras to take; None takes all that users install.
+        extras: The extras to take; None takes all for users.
     """
     table = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     optional = table.get("optional-dependencies", {})
