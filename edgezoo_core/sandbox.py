@@ -176,6 +176,7 @@ def _with_transformers(
     template: str,
     conversation: Sequence[Mapping[str, str]],
     is_asked: bool,
+    is_continued: bool,
     tokens: Mapping[str, Any],
 ) -> str:
     from transformers.utils.chat_template_utils import render_jinja_template
@@ -185,6 +186,7 @@ def _with_transformers(
         conversations=[[dict(turn) for turn in conversation]],
         chat_template=template,
         add_generation_prompt=is_asked,
+        continue_final_message=is_continued,
         **tokens,
     )
     return str(made[0][0])

@@ -95,7 +95,12 @@ def of_transformers(folder: Path) -> Any:
 
 
 def render(
-    template: str, messages: Sequence[Message], *, is_asked: bool, tokens: Mapping[str, Any]
+    template: str,
+    messages: Sequence[Message],
+    *,
+    is_asked: bool,
+    is_continued: bool = False,
+    tokens: Mapping[str, Any],
 ) -> str:
     """Renders a chat template as transformers does, in a process with limits.
 
@@ -103,6 +108,7 @@ def render(
         template: Jinja text.
         messages: The conversation.
         is_asked: Whether the beginning of an answer is added.
+        is_continued: Whether the text stops within the last message.
         tokens: Special tokens by their names.
 
     Raises:
@@ -112,6 +118,7 @@ def render(
         "template": template,
         "conversation": [dict(message) for message in messages],
         "is_asked": is_asked,
+        "is_continued": is_continued,
         "tokens": {name: _plain(value) for name, value in tokens.items()},
     }
     return sandbox.render("transformers", request)

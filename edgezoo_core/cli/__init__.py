@@ -39,6 +39,8 @@ COMMANDS = {
     "doctor": "doctor",
     "cache": "cache",
 }
+#: Those that hand a file to native code in their own process, which it may crash.
+_NATIVE = {"run", "evaluate"}
 
 
 class _Failure(click.ClickException):
@@ -69,6 +71,9 @@ class _Commands(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         process.complete_streams()
+        # Whoever passes arguments has a process that is not ours to copy.
+        if not (args or kwargs) and _NATIVE.intersection(sys.argv[1:2]):
+            _tell_of_crash(process.survive_crashes())
         with process.ending_in_order():
             try:
                 return super().main(*args, **kwargs)
@@ -97,6 +102,21 @@ class _Commands(click.Group):
             raise _Failure(e) from e
         except (KeyboardInterrupt, click.Abort) as e:
             raise _Interrupted from e
+
+
+def _tell_of_crash(code: int | None) -> None:
+    """Ends the parent of a process that may have crashed; returns in that process."""
+    if code is None:
+        return
+    if code < 0:
+        _Failure(
+            EdgezooError(
+                f"native code crashed ({signal.Signals(-code).name}) while it ran the model",
+                remedy="run: edgezoo check FILE; a file that passes there, report with the versions"
+                " of edgezoo doctor",
+            )
+        ).show()
+    sys.exit(1 if code < 0 else code)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

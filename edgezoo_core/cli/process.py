@@ -1,4 +1,4 @@
-"""The process as a whole: its streams when it starts, the signals that end it."""
+"""The process as a whole: its streams when it starts, the signals that end it, crashes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from edgezoo_core import parents
+
 #: A supervisor's signals to end: what is in the making is removed, then the process ends.
 _ENDING = (signal.SIGTERM, signal.SIGHUP)
+#: What native code that runs a stranger's file may end by.
+_CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
+#: `si_code` of a signal that a process sent, not the terminal to all of its group.
+_SI_USER = 0
 
 
 def complete_streams() -> None:
@@ -48,3 +54,33 @@ def ending_in_order() -> Iterator[None]:
     finally:
         for each in before:
             signal.signal(each, signal.SIG_DFL)
+
+
+def survive_crashes() -> int | None:
+    """Goes on in a child, so that a crash of native code can be told. Call it before any thread.
+
+    Returns:
+        In the child None. In the parent, when the child has ended, its exit code; negative, the
+        signal that it crashed by. Elsewhere than on Linux there is no child, and None.
+    """
+    if sys.platform != "linux":
+        return None
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # whoever ignores it is not told of the end
+    watched = {signal.SIGINT, *_ENDING, signal.SIGCHLD}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, watched)
+    child = os.fork()
+    if not child:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        parents.die_with_parent()
+        return None
+    while True:
+        said = signal.sigwaitinfo(watched)
+        if said.si_signo != signal.SIGCHLD:
+            # The terminal tells the child itself.
+            if said.si_code == _SI_USER:
+                os.kill(child, said.si_signo)
+            continue
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            code = os.waitstatus_to_exitcode(status)
+            return code if code >= 0 or -code in _CRASHES else 128 - code

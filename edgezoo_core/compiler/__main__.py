@@ -5,7 +5,6 @@ Other packages make workers of their own stages: see `main`.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import importlib
 import json
@@ -20,13 +19,11 @@ import warnings
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from edgezoo_core import errors
+from edgezoo_core import errors, parents
 from edgezoo_core.errors import DISK_FAULTS, EdgezooError
 
 #: Stages that read and write the cache, without which a conversion can do.
 _KEEPING = ("trace", "skeleton")
-#: Linux: the signal that a process gets when its parent dies.
-_PR_SET_PDEATHSIG = 1
 
 
 class _Parent:
@@ -79,7 +76,7 @@ def _serve(stages: str) -> int:
     gc.disable()
     # Ctrl-C at a terminal reaches all processes; the parent decides and ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _die_with_parent()
+    parents.die_with_parent()
     parent = _Parent()
     request = json.loads(sys.stdin.readline())
     stage = request.pop("stage")
@@ -114,12 +111,6 @@ def _is_below(fault: OSError, request: Mapping[str, Any]) -> bool:
     folders = [request[name] for name in ("folder", "trace_folder") if name in request]
     below = any(str(fault.filename).startswith(folder) for folder in folders)
     return below or fault.errno in DISK_FAULTS
-
-
-def _die_with_parent() -> None:
-    """Lets the kernel end this process with its parent, even in a library that holds the GIL."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _end_with_parent() -> None:

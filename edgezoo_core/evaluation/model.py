@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import TemplateError
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
@@ -28,6 +27,7 @@ from edgezoo_core import tokenizer as tokenizers
 from edgezoo_core.errors import ArtifactError, EvaluationError, listing
 from edgezoo_core.runtime import Sampler, Session
 from edgezoo_core.runtime.runner import Floats
+from edgezoo_core.sandbox import TemplateError
 from edgezoo_core.types import Progress, silent
 
 logger = logging.getLogger(__name__)
@@ -124,13 +124,13 @@ class EdgezooLM(TemplateLM):
         """Returns a conversation as the text that the model was trained on."""
 
         def rendered(history: Sequence[Mapping[str, str]]) -> str:
-            text: str = self.tokenizer.apply_chat_template(
+            return tokenizers.render(
+                self.tokenizer.get_chat_template(),
                 history,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=not add_generation_prompt,
+                is_asked=add_generation_prompt,
+                is_continued=not add_generation_prompt,
+                tokens=self.tokenizer.special_tokens_map,
             )
-            return text
 
         try:
             return rendered(chat_history)
@@ -301,15 +301,13 @@ def _open(path: Path) -> artifact.Artifact:
 
 
 def _transformers_tokenizer(folder: Path) -> Any:
-    from transformers import AutoTokenizer
-
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(
-            str(folder), local_files_only=True, trust_remote_code=False
-        )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as e:
+        tokenizer = tokenizers.of_transformers(folder)
+    except (ArtifactError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as e:  # any exception at all, and a panic of Rust is not even that
         raise ArtifactError(
-            f"transformers cannot load the tokenizer in {folder}: {e}",
+            f"transformers cannot load the tokenizer in {folder}: {str(e)[:500]}",
             remedy="pass --tokenizer with a folder that holds tokenizer.json",
         ) from e
     if tokenizer.eos_token_id is None:

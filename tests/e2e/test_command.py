@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -301,3 +302,42 @@ def test_not_a_tflite_is_told(tmp_path, checkpoint):
     file.write_bytes(b"noise" * 100)
     failed = edgezoo("run", file, "--prompt", "x", "--tokenizer", checkpoint, code=1)
     assert "noise.tflite is no .tflite file" in failed.stderr
+
+
+CRASHING = [("run", "--prompt", "x", "--engine", "interpreter"), ("evaluate", "--tasks", "x")]
+
+
+@pytest.mark.parametrize("command", CRASHING)
+def test_a_crash_of_native_code_is_told(command, converted):
+    script = """
+import ctypes
+from edgezoo_core import cli, runtime
+runtime.Session = lambda *_: ctypes.string_at(0)
+cli.main()
+"""
+    name, *options = command
+    failed = subprocess.run(
+        [sys.executable, "-c", script, name, json.loads(converted.stdout)["path"], *options],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=ENVIRONMENT,
+    )
+    assert failed.returncode == 1
+    assert failed.stdout == ""
+    *_, error, fix = failed.stderr.splitlines()
+    assert error == "Error: native code crashed (SIGSEGV) while it ran the model"
+    assert fix.startswith("Fix: run: edgezoo check FILE")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_signal_to_the_command_ends_the_model_too(number, converted):
+    command = [BIN / "edgezoo", "run", json.loads(converted.stdout)["path"]]
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen(command, env=ENVIRONMENT, text=True, **pipes) as process:
+        said = ""
+        while not said.endswith("> "):  # it waits for the first turn
+            said += process.stderr.read(1)
+        process.send_signal(number)
+        process.stderr.read()  # comes to an end only when nobody can write any longer
+    assert process.returncode == (-number if number == signal.SIGKILL else 128 + number)

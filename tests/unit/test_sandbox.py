@@ -6,7 +6,7 @@ from contextlib import suppress
 
 import pytest
 
-from edgezoo_core import sandbox
+from edgezoo_core import sandbox, tokenizer
 from edgezoo_core.bundle import rendering
 from edgezoo_core.bundle.prompts import RefusedError
 
@@ -27,8 +27,7 @@ def limited(monkeypatch):
 
 
 def transformers(template):
-    request = {"template": template, "conversation": TURNS, "is_asked": True, "tokens": {}}
-    return sandbox.render("transformers", request)
+    return tokenizer.render(template, TURNS, is_asked=True, tokens={})
 
 
 @pytest.mark.parametrize("bomb", BOMBS)
