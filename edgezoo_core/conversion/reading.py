@@ -65,7 +65,7 @@ def read_file(
         digest: What is updated.
 
     Raises:
-        CheckpointError: The file ends early.
+        CheckpointError: The file ends early, or cannot be read.
     """
     wanted = sorted((t for t in tensors if t.name in needed), key=lambda t: (t.offset, t.name))
     for tensor in wanted:
@@ -102,9 +102,15 @@ def read_rows(path: Path, tensor: StoredTensor, start: int, stop: int) -> bytes:
 
 
 def _exactly(file: int, path: Path, offset: int, size: int) -> bytes:
-    raw = os.pread(file, size, offset)
+    raw = b""
     while len(raw) < size:
-        more = os.pread(file, size - len(raw), offset + len(raw))
+        try:
+            more = os.pread(file, size - len(raw), offset + len(raw))
+        except OSError as e:
+            raise CheckpointError(
+                f"{path} cannot be read at byte {offset + len(raw)}: {e.strerror}",
+                remedy="the disk that it is on has a fault: obtain it again, to another one",
+            ) from e
         if not more:
             raise CheckpointError(
                 f"{path} ended at byte {offset + len(raw)} while it was read",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from pathlib import Path
 
 import engines
 import numpy as np
@@ -18,6 +19,7 @@ from edgezoo_core.checkpoint import open_folder
 from edgezoo_core.conversion import (
     floatgraph,
     merging,
+    reading,
     recognition,
     skeleton,
     streaming,
@@ -29,6 +31,7 @@ from edgezoo_core.conversion.program import Matrix, Program, Vector
 from edgezoo_core.conversion.standins import StandIns, install, looks_derived
 from edgezoo_core.errors import CheckpointError, ConversionError
 from edgezoo_core.shapes import SignatureOptions
+from edgezoo_core.tensor_files import StoredTensor
 from edgezoo_core.types import RowSlice, silent
 
 # Modules whose weights reach the graph changed.
@@ -427,6 +430,13 @@ def test_file_that_ends_early_is_refused(tmp_path):
     os.truncate(tmp_path / "model.safetensors", size - 100)
     with pytest.raises(CheckpointError, match=rf"ended at byte {size - 100} while it was read"):
         streaming.fill(output, program("none"), checkpoint, progress=silent)
+
+
+def test_fault_of_the_disk_under_the_checkpoint_names_the_checkpoint():
+    unreadable = Path("/proc/self/mem")  # its first page is nobody's: EIO
+    tensor = StoredTensor("t", (1, 4), "float32", "mem", 0, 16, lambda: torch.zeros(1, 4))
+    with pytest.raises(CheckpointError, match="mem cannot be read at byte 0: Input/output error"):
+        reading.read_rows(unreadable, tensor, 0, 1)
 
 
 def test_pytorch_file_equals_safetensors(tmp_path):
