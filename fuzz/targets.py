@@ -128,7 +128,7 @@ def cards(data: bytes) -> None:
 
 def registry(data: bytes) -> None:
     """The index of models."""
-    from edgezoo_core import cards as parser
+    from edgezoo_core import registry as parser
 
     with _refusing():
         parser.read_index(_put("registry.toml", data))
