@@ -223,7 +223,7 @@ def cache_record(data: bytes) -> None:
 def template(data: bytes) -> None:
     """A chat template, as the device renders it and as transformers does."""
     from edgezoo_core.bundle import rendering
-    from edgezoo_core.bundle.prompts import RefusedError
+    from edgezoo_core.bundle.turns import RefusedError
 
     turns = ({"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Yes"})
     with suppress(RefusedError):
