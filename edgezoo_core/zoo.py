@@ -11,12 +11,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgezoo_core import artifact, bundle, compiler, engines, partial, planning
+from edgezoo_core import artifact, bundle, engines, partial, planning
 from edgezoo_core import recipe as recipes
 from edgezoo_core import tokenizer as tokenizers
 from edgezoo_core.artifact import Artifact
 from edgezoo_core.checkpoint import SourceFile
 from edgezoo_core.compiler import workers
+from edgezoo_core.compiler.versions import LIBRARIES
 from edgezoo_core.engines import Engine
 from edgezoo_core.errors import ArtifactError, EdgezooError
 from edgezoo_core.planning import Plan
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 #: Distributions whose versions shape an artifact.
-VERSIONED = ("edgezoo-core", *compiler.VERSIONED)
+VERSIONED = ("edgezoo-core", *LIBRARIES)
 
 
 @dataclass(frozen=True, slots=True)

@@ -128,7 +128,7 @@ def cards(data: bytes) -> None:
 
 def registry(data: bytes) -> None:
     """The index of models."""
-    from edgezoo_core import cards as parser
+    from edgezoo_core import registry as parser
 
     with _refusing():
         parser.read_index(_put("registry.toml", data))
@@ -223,7 +223,7 @@ def cache_record(data: bytes) -> None:
 def template(data: bytes) -> None:
     """A chat template, as the device renders it and as transformers does."""
     from edgezoo_core.bundle import rendering
-    from edgezoo_core.bundle.prompts import RefusedError
+    from edgezoo_core.bundle.turns import RefusedError
 
     turns = ({"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Yes"})
     with suppress(RefusedError):

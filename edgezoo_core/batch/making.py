@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from edgezoo_core import artifact, certificate, compiler, sources, zoo
+from edgezoo_core import artifact, certificate, sources, zoo
 from edgezoo_core.batch.store import Store
 from edgezoo_core.batch.tasks import Task
-from edgezoo_core.compiler import workers
+from edgezoo_core.compiler import versions, workers
 from edgezoo_core.errors import BatchError
 from edgezoo_core.sources import Source
 from edgezoo_core.types import Progress, silent
@@ -109,7 +109,7 @@ def _obtain(task: Task, progress: Progress) -> Source:
         card=task.card,
         progress=progress,
     )
-    if compiler.identity(source.plugin) != task.inputs["versions"]:
+    if versions.identity(source.plugin) != task.inputs["versions"]:
         raise BatchError(
             f"{platform.node()} has other versions of edgezoo, {source.plugin.distribution} or"
             " their libraries than the machine that planned",

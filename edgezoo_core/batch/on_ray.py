@@ -10,9 +10,10 @@ from concurrent.futures import Future
 from contextlib import ExitStack, redirect_stdout, suppress
 from typing import Any
 
-from edgezoo_core import compiler, errors, plugins
+from edgezoo_core import errors, plugins
 from edgezoo_core.batch import making
 from edgezoo_core.batch.forecast import Planned
+from edgezoo_core.compiler.versions import identity
 from edgezoo_core.errors import BatchError, EdgezooError, listing
 from edgezoo_core.types import Progress, silent
 
@@ -180,7 +181,7 @@ def _differences(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]
 
 def _versions() -> dict[str, Any]:
     """Runs on a node: identities by family."""
-    return {p.family: compiler.identity(p) for p in plugins.discover() if p.is_usable}
+    return {p.family: identity(p) for p in plugins.discover() if p.is_usable}
 
 
 def _carry_out(stage: str, request: dict[str, Any]) -> dict[str, Any]:

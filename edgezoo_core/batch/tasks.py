@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edgezoo_core import artifact, cache, checkpoint, compiler, hub, sources
+from edgezoo_core import artifact, cache, checkpoint, hub, sources
 from edgezoo_core import recipe as recipes
 from edgezoo_core.batch.matrix import Cell
+from edgezoo_core.compiler import versions
 from edgezoo_core.compiler.job import recipe_from_json, recipe_to_json
 from edgezoo_core.errors import BatchError, EdgezooError, listing
 from edgezoo_core.shapes import Shapes, complete
@@ -169,7 +170,7 @@ class _Preparing:
             "config": dict(settled.config),
             "recipe": recipe_to_json(recipe),
             "options": asdict(options),
-            "versions": compiler.identity(settled.plugin),
+            "versions": versions.identity(settled.plugin),
         }
         stem = Path(artifact.file_name(target.name, recipe.name, options.kv_cache_length))
         source = cache.digest({"source": inputs["source"]})

@@ -19,7 +19,7 @@ from litert_lm_builder.runtime.proto import llm_metadata_pb2
 from edgezoo_core import bundle, contract, zoo
 from edgezoo_core.artifact import Artifact
 from edgezoo_core.bundle import exchange, rendering, sections
-from edgezoo_core.bundle.prompts import RefusedError
+from edgezoo_core.bundle.turns import RefusedError
 from edgezoo_core.cli import main
 from edgezoo_core.contract import mending
 from edgezoo_core.errors import ArtifactError

@@ -181,6 +181,13 @@ def test_licence_that_the_hub_does_not_know_is_named(model):
     assert (front["license"], front["license_name"]) == ("other", "acme-1.0")
 
 
+def test_tensors_of_each_format_are_counted(model):
+    places = {f"layers.{i}.up": "dynamic_int8" for i in range(3)}
+    amend(model, recipe={"name": "mixed", "weights": {**places, "embedding": "fp16"}})
+    card = prepare(model, REPO, MIT).card
+    assert "`mixed`: 3 weight tensors in `dynamic_int8`, 1 weight tensor in `fp16`;" in card
+
+
 def test_command_of_the_card_makes_the_same_file(model, converted, monkeypatch, tmp_path):
     ready = prepare(model, REPO, MIT)
     (line,) = [t for t in ready.card.splitlines() if t.startswith("edgezoo convert ")]
