@@ -35,6 +35,7 @@ from typing import IO, TYPE_CHECKING
 from edgezoo_core import hub_session
 from edgezoo_core.checkpoint import git_sha1, sha256
 from edgezoo_core.errors import CheckpointError
+from edgezoo_core.hub_repo import NO_HUB, Stated
 from edgezoo_core.hub_session import PassingError
 from edgezoo_core.types import Progress
 
@@ -59,21 +60,6 @@ _CLIENTS = re.compile(r"(?P<etag>[0-9a-f]{40}|[0-9a-f]{64})\.[0-9a-f]{8}\.incomp
 _OWN = re.compile(rf"(?P<etag>\w[\w.-]*){re.escape(SUFFIX)}", re.ASCII)
 _RANGE = re.compile(r"bytes (?P<first>[0-9]+)-[0-9]+/(?P<total>[0-9]+|\*)")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
-@dataclass(frozen=True, slots=True)
-class Stated:
-    """What the hub says about a file in its list.
-
-    Attributes:
-        size_bytes: Its size.
-        sha256: Of a large file, in hex.
-        git_sha1: Of a small file: what git calls it, in hex.
-    """
-
-    size_bytes: int | None = None
-    sha256: str | None = None
-    git_sha1: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,10 +182,10 @@ def _find(repo: str, name: str, commit: str, stated: Stated) -> tuple[_Blob, str
     found = get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
     size = found.size if found.size is not None else stated.size_bytes
     etag = found.etag or ""
-    if found.commit_hash is None or size is None or not _ETAG.fullmatch(etag):
+    if found.commit_hash != commit or size is None or not _ETAG.fullmatch(etag):
         raise CheckpointError(
             f"what answers in place of the hub says nothing of {repo}: {name} that a hub would say",
-            remedy="check HF_ENDPOINT, and whether a proxy or a login page is in the way",
+            remedy=NO_HUB,
         )
     cache, folder = Path(constants.HF_HUB_CACHE), repo_folder_name(repo_id=repo, repo_type="model")
     if stated.sha256 is None and _SHA256.fullmatch(etag):

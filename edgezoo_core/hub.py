@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING
 
 from edgezoo_core import downloading, hub_session, paths
 from edgezoo_core.checkpoint import TEXT_FILES, SourceFile, index_shards, weight_files
-from edgezoo_core.downloading import Stated
-from edgezoo_core.errors import CheckpointError, EdgezooError
-from edgezoo_core.hub_errors import explain
+from edgezoo_core.errors import CheckpointError
+from edgezoo_core.hub_errors import explained
+from edgezoo_core.hub_repo import RemoteRepo, Stated, describe
 from edgezoo_core.types import Progress, silent
 
 if TYPE_CHECKING:
-    from huggingface_hub.hf_api import ModelInfo, RepoSibling
+    from huggingface_hub.hf_api import ModelInfo
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class Snapshot:
 
 
 def pull(repo: str, revision: str = "main", *, progress: Progress = silent) -> Snapshot:
-    """Brings the files that a conversion needs into the cache of huggingface_hub.
+    """Asks the hub about a repo, and brings the files that a conversion needs into its cache.
 
     Args:
         repo: `org/name`.
@@ -80,6 +80,31 @@ def pull_texts(repo: str, revision: str = "main", *, progress: Progress = silent
 def pull_adapter(repo: str, revision: str = "main", *, progress: Progress = silent) -> Snapshot:
     """Brings a PEFT adapter, its config and its weights; otherwise like `pull`."""
     return _pull(repo, revision, _bring_adapter, progress)
+
+
+def fetch(found: RemoteRepo, *, progress: Progress = silent) -> Snapshot:
+    """Brings what `pull` brings, of a repo that the hub was asked about before.
+
+    Args:
+        found: What the hub said. The cache notes which commit its revision stands for.
+        progress: Told of each stage.
+
+    Raises:
+        CheckpointError: The repo is gated, the hub does not answer, or a file differs from its
+            sha256.
+    """
+    return _download(found, _bring_model, progress)
+
+
+def fetch_texts(found: RemoteRepo, *, progress: Progress = silent) -> Snapshot:
+    """Brings config and tokenizer alone; otherwise like `fetch`."""
+    return _download(found, _bring_texts, progress)
+
+
+def fetch_file(found: RemoteRepo, name: str, *, progress: Progress = silent) -> Path:
+    """Brings one of the files; otherwise like `fetch`."""
+    with explained(found.repo, found.revision):
+        return _fetch(found, name, progress)
 
 
 def cached(repo: str, commit: str) -> Snapshot | None:
@@ -176,17 +201,11 @@ def _pull(repo: str, revision: str, bring: _Bring, progress: Progress) -> Snapsh
             return False
         return True
 
-    try:
-        info = ask(repo, revision, progress=progress, has_copy=has_copy)
-        if info is None:
-            return _from_cache(repo, revision, bring)
-        snapshot = _download(repo, info, bring, progress)
-        _note_commit(snapshot, revision)
-        return snapshot
-    except EdgezooError:
-        raise
-    except Exception as e:
-        raise explain(e, repo, revision) from e
+    found = ask(repo, revision, progress=progress, has_copy=has_copy)
+    if found:
+        return _download(found, bring, progress)
+    with explained(repo, revision):
+        return _from_cache(repo, revision, bring)
 
 
 def ask(
@@ -195,15 +214,23 @@ def ask(
     *,
     progress: Progress = silent,
     has_copy: Callable[[], bool] = lambda: True,
-) -> ModelInfo | None:
+) -> RemoteRepo | None:
     """Asks the hub about a repo; None if it does not answer and there is a copy.
 
     Where there is none, a hub that is out of order for a while is waited for.
 
     Raises:
-        CheckpointError: The hub does not answer, and there is no copy.
-        Exception: What the client raises.
+        CheckpointError: The repo or the revision is missing, the token is wrong, the answer is none
+            that a hub gives, or the hub does not answer and there is no copy.
     """
+    with explained(repo, revision):
+        info = _info(repo, revision, progress, has_copy)
+        return describe(repo, revision, info) if info else None
+
+
+def _info(
+    repo: str, revision: str, progress: Progress, has_copy: Callable[[], bool]
+) -> ModelInfo | None:
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import OfflineModeIsEnabled
 
@@ -230,30 +257,25 @@ def ask(
     return None
 
 
-def _download(repo: str, info: ModelInfo, bring: _Bring, progress: Progress) -> Snapshot:
-    commit = info.sha or ""
-    siblings = {s.rfilename: s for s in info.siblings or []}
+def _download(found: RemoteRepo, bring: _Bring, progress: Progress) -> Snapshot:
     folder: Path | None = None
 
     def fetch(name: str) -> Path:
         nonlocal folder
-        path = _fetch(repo, name, commit, _stated(siblings[name]), progress)
+        path = _fetch(found, name, progress)
         folder = folder or path.parents[len(Path(name).parts) - 1]
         return path
 
     try:
-        bring(siblings, fetch)
+        with explained(found.repo, found.revision):
+            bring(found.files, fetch)
     except _LacksFilesError as e:
-        raise CheckpointError(f"{repo}@{commit}: {e.message}", remedy=e.remedy) from e
+        raise CheckpointError(f"{found}: {e.message}", remedy=e.remedy) from e
     if folder is None:
-        raise CheckpointError(f"{repo}@{commit} holds no model", remedy="check the repo's name")
-    return Snapshot(folder, commit)
-
-
-def _stated(sibling: RepoSibling) -> Stated:
-    if sibling.lfs:
-        return Stated(sibling.lfs.size, sha256=sibling.lfs.sha256)
-    return Stated(sibling.size, git_sha1=sibling.blob_id)
+        raise CheckpointError(f"{found} holds no model", remedy="check the repo's name")
+    snapshot = Snapshot(folder, found.commit)
+    _note_commit(snapshot, found.revision)
+    return snapshot
 
 
 def _note_commit(snapshot: Snapshot, revision: str) -> None:
@@ -275,9 +297,15 @@ def _note_commit(snapshot: Snapshot, revision: str) -> None:
         logger.info("%s: not written (%s)", note, e.strerror or e)
 
 
-def _fetch(repo: str, name: str, commit: str, stated: Stated, progress: Progress) -> Path:
+def _fetch(found: RemoteRepo, name: str, progress: Progress) -> Path:
     from huggingface_hub import hf_hub_download
 
+    if not paths.is_inner(name):
+        raise CheckpointError(
+            f"{found}: {name!a} is no name that a file has on every system",
+            remedy="do not use this checkpoint: no model has such a file",
+        )
+    repo, commit, stated = found.repo, found.commit, found.files[name]
     brought = downloading.bring(repo, name, commit, stated, progress)
     path = hub_session.patiently(
         lambda: Path(hf_hub_download(repo, name, revision=commit)), f"downloading {name}", progress

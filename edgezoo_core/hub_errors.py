@@ -5,12 +5,34 @@ from __future__ import annotations
 import errno
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from edgezoo_core import hub_session
-from edgezoo_core.errors import DISK_FAULTS, CheckpointError
+from edgezoo_core.errors import DISK_FAULTS, CheckpointError, EdgezooError
 
 #: Where a URL may hold a password.
 _USERINFO = re.compile(r"(?<=://)[^/\s]+@")
+
+
+class GatedError(CheckpointError):
+    """The repo is gated, and this user has no access."""
+
+
+@contextmanager
+def explained(repo: str, revision: str) -> Iterator[None]:
+    """Turns what the client raises meanwhile into a sentence with its remedy.
+
+    Raises:
+        GatedError: The repo is gated, and this user has no access.
+        CheckpointError: Anything else; what edgezoo raised itself stays as it is.
+    """
+    try:
+        yield
+    except EdgezooError:
+        raise
+    except Exception as e:
+        raise explain(e, repo, revision) from e
 
 
 def explain(error: Exception, repo: str, revision: str) -> CheckpointError:
@@ -80,9 +102,10 @@ def explain(error: Exception, repo: str, revision: str) -> CheckpointError:
             "set HF_HOME to a folder that can be written",
         ),
     ]
+    kind = GatedError if isinstance(error, errors.GatedRepoError) else CheckpointError
     for applies, message, remedy in table:
         if applies:
-            return CheckpointError(message, remedy=remedy)
+            return kind(message, remedy=remedy)
     detail = f"status {status}" if status else f"{type(error).__name__}: {error}"
     detail = without_secrets(detail)
     return CheckpointError(

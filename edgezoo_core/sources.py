@@ -16,8 +16,9 @@ from edgezoo_core.checkpoint import Checkpoint
 from edgezoo_core.compiler import workers
 from edgezoo_core.compiler.job import Job
 from edgezoo_core.errors import ArtifactError, CheckpointError, TargetError
+from edgezoo_core.hub_errors import GatedError
+from edgezoo_core.hub_repo import RemoteRepo
 from edgezoo_core.plugins import Plugin
-from edgezoo_core.remote import RemoteRepo
 from edgezoo_core.shapes import Shapes, SignatureOptions
 from edgezoo_core.targets import Target
 from edgezoo_core.types import Model, Progress, Recipe, silent
@@ -165,7 +166,7 @@ def look(
         raise hub.not_cached(name, target.revision)
     try:
         fields = remote.read_config(repo, progress=progress)
-    except remote.GatedError as e:
+    except GatedError as e:
         return Prospect(target, repo.commit, repo, None, None, e)
     return Prospect(target, repo.commit, repo, None, fields)
 
@@ -205,10 +206,8 @@ def fetch(prospect: Prospect, settled: Settled, *, progress: Progress = silent) 
         checkpoint = prospect.open()
     else:
         # Also where the weights are here: the cache notes the commit, and gets texts that it lacks.
-        repo = prospect.repo
-        snapshot = hub.pull_texts(repo.repo, repo.revision, progress=progress)
-        if prospect.checkpoint is None:
-            snapshot = hub.pull(repo.repo, repo.commit, progress=progress)
+        bring = hub.fetch_texts if prospect.checkpoint else hub.fetch
+        snapshot = bring(prospect.repo, progress=progress)
         checkpoint = checkpoints.open_folder(snapshot.folder, prospect.name)
     return Source(
         prospect.target,

@@ -135,10 +135,10 @@ class _Examination:
         repo = self._prospect.repo
         size = 0
         if repo and self._prospect.checkpoint is None:
-            names = {n for n in repo.sizes if n in TEXT_FILES or n == remote.CONFIG}
+            names = {n for n in repo.files if n in TEXT_FILES or n == remote.CONFIG}
             with suppress(CheckpointError):  # told already
                 names |= set(checkpoint.files if checkpoint else remote.weight_files(repo))
-            size = sum(repo.sizes[n] for n in names if not remote.is_cached(repo, n))
+            size = sum(repo.size_bytes(n) for n in names if not remote.is_cached(repo, n))
         for text in self._request.adapters:
             size += self._adapter_bytes(text)
         self._tell(download_bytes=size, download_seconds=size / costs.DOWNLOAD_RATE)
@@ -150,8 +150,7 @@ class _Examination:
             if not Path(name).expanduser().is_dir():
                 found = remote.look(name, revision or "main", progress=self._progress)
                 wanted = (*hub.ADAPTER_WEIGHTS, hub.ADAPTER_CONFIG)
-                held = found.sizes.items() if found else ()
-                return sum(size for n, size in held if n in wanted)
+                return sum(found.size_bytes(n) for n in wanted if n in found.files) if found else 0
         return 0
 
     def _learn(
@@ -234,7 +233,7 @@ class _Examination:
     def _texts(self, checkpoint: Checkpoint | None) -> Mapping[str, int]:
         repo = self._prospect.repo
         if self._prospect.checkpoint is None:
-            held = dict(repo.sizes) if repo else {}
+            held = {n: repo.size_bytes(n) for n in repo.files} if repo else {}
         else:
             folder = self._prospect.checkpoint.folder
             held = {p.name: p.stat().st_size for p in folder.iterdir() if p.is_file()}
@@ -255,7 +254,7 @@ class _Examination:
             files = checkpoint.weight_files
         else:
             files = remote.weight_files(repo) if repo else ()
-            weights = sum(repo.sizes[n] for n in files) if repo else 0
+            weights = sum(repo.size_bytes(n) for n in files) if repo else 0
         texts = self._texts(checkpoint)
         return Work(
             engine=self._request.engine,

@@ -299,8 +299,8 @@ def _ask(repo: str, commit: str, progress: Progress) -> tuple[str, list[File]]:
         raise hub.not_cached(repo, commit)
     texts = [
         File(name, remote.fetch_text(found, name, progress=progress).read_bytes())
-        for name, size in sorted(found.sizes.items())
-        if size <= _LONGEST_TEXT and _LEGAL.fullmatch(name)
+        for name in sorted(found.files)
+        if found.size_bytes(name) <= _LONGEST_TEXT and _LEGAL.fullmatch(name)
     ]
     return found.license, texts
 
