@@ -126,6 +126,8 @@ class HubServer:
         ignores_ranges: Whether large files always come from their beginning.
         has_xet: Whether large files could be had over Xet as well.
         storage_at: Origin that large files are redirected to, if not `storage_url`.
+        also_listed: What every list of files holds besides, as it stands there.
+        stated_commits: Part (`api`, `resolve`) -> what it says in place of a commit's hash.
         uploads: Who may write, what was put, and what fails of it.
     """
 
@@ -149,6 +151,8 @@ class HubServer:
         self.ignores_ranges = False
         self.has_xet = False
         self.storage_at: str | None = None
+        self.also_listed: list[dict[str, object]] = []
+        self.stated_commits: dict[str, str] = {}
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
         self._server.daemon_threads = True
         self._server.block_on_close = False
@@ -367,11 +371,12 @@ class _Handler(TakesUploads, BaseHTTPRequestHandler):
                 {"rfilename": name, **(_blob(file) if "blobs" in query else {})}
                 for name, file in files.items()
             ]
+            siblings += self.hub.also_listed
             self._send_json(
                 {
                     "id": repo,
                     "modelId": repo,
-                    "sha": commit,
+                    "sha": self.hub.stated_commits.get("api", commit),
                     "siblings": siblings,
                     "gated": "manual" if entry.is_gated else False,
                     "cardData": dict(entry.card),
@@ -402,7 +407,8 @@ class _Handler(TakesUploads, BaseHTTPRequestHandler):
         file = files.get(unquote(path))
         if file is None:
             raise _RefusedError(HTTPStatus.NOT_FOUND, "EntryNotFound", "Entry not found")
-        headers = {"X-Repo-Commit": commit, "ETag": f'"{file.etag}"'}
+        stated = self.hub.stated_commits.get("resolve", commit)
+        headers = {"X-Repo-Commit": stated, "ETag": f'"{file.etag}"'}
         if file.is_large:
             query = f"name={unquote(path)}&X-Signature=signed-for-one-hour"
             headers["X-Linked-Size"] = str(self.hub.stated_sizes.get(unquote(path), file.size))
