@@ -48,8 +48,6 @@ SUFFIX = ".edgezoo.incomplete"
 #: Age in seconds of what is swept: parts of ours, and of the client's, which nobody can continue.
 OWN_AGE_S = 7 * 86400
 CLIENT_AGE_S = 86400
-#: A connection must bring so much in the time in which it may also bring nothing at all, thrice.
-SLOWEST_BYTES_PER_S = 1000
 #: How often the waiting for another process looks whether that gets further, in seconds.
 POLL_S = 1.0
 #: Another process may stand still for so many times the patience, since it may itself be waiting.
@@ -229,7 +227,7 @@ def _continue(blob: _Blob, url: str, progress: Progress) -> None:
         # Not for appending: where locks do not hold, two processes write the same to one place.
         with blob.partial.open("r+b", buffering=0) as partial:
             partial.seek(here)
-            for chunk in _fast_enough(response.iter_bytes(), 3 * HF_HUB_DOWNLOAD_TIMEOUT):
+            for chunk in hub_session.steady(response):
                 new = chunk[max(0, here - at) : max(0, blob.size_bytes - at)]
                 at += len(chunk)
                 here += _write(partial, new)
@@ -258,18 +256,6 @@ def _begins_at(response: httpx2.Response, blob: _Blob, asked: int) -> int:
             " if that does not help, report it to the repo's owner",
         )
     return start
-
-
-def _fast_enough(chunks: Iterator[bytes], window_s: float) -> Iterator[bytes]:
-    """Passes chunks on as long as they come at more than a trickle."""
-    since, received = time.monotonic(), 0
-    for chunk in chunks:
-        yield chunk
-        received += len(chunk)
-        if time.monotonic() - since > window_s:
-            if received < SLOWEST_BYTES_PER_S * window_s:
-                raise PassingError("the hub's storage", "sends next to nothing")
-            since, received = time.monotonic(), 0
 
 
 def _write(file: IO[bytes], content: bytes) -> int:

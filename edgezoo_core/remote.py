@@ -227,7 +227,7 @@ def _range(found: RemoteRepo, file: str, start: int, stop: int) -> bytes:
         hf_raise_for_status(response)
         # A server that knows no ranges sends the file from its beginning.
         skipped = start if response.status_code == 200 else 0
-        for chunk in response.iter_bytes(1 << 14):
+        for chunk in hub_session.steady(response):
             content += chunk
             if len(content) >= skipped + stop - start:
                 break

@@ -29,6 +29,8 @@ LARGE_SUFFIXES += (".tflite", ".litertlm")
 #: Entries per page of a tree listing.
 PAGE = 50
 CHUNK = 1 << 20
+#: Seconds between two bytes of an answer that trickles in.
+TRICKLE_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,7 @@ class Fault:
         kind: The content type of that.
         pause_s: Seconds between two bytes of a file that trickles in.
         is_stalled: Nothing comes until `HubServer.release` is set.
+        trickles: The part of the answer, `head` or `body`, that comes byte by byte, without end.
         moved_to: Origin that the request is redirected to.
         after: The file begins as it should, and this happens behind so many bytes of it.
     """
@@ -102,6 +105,7 @@ class Fault:
     kind: str = "text/html; charset=utf-8"
     pause_s: float | None = None
     is_stalled: bool = False
+    trickles: str | None = None
     moved_to: str | None = None
     after: int | None = None
 
@@ -317,6 +321,18 @@ class _Handler(TakesUploads, BaseHTTPRequestHandler):
         if fault.is_stalled:
             self.hub.is_waiting.set()
             self.hub.release.wait()
+            self.close_connection = True
+        elif fault.trickles is not None:
+            self.send_response(HTTPStatus.OK)
+            byte = b" "
+            if fault.trickles == "body":
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Transfer-Encoding", "chunked")
+                self.end_headers()
+                byte = b"1\r\n \r\n"
+            self.flush_headers()
+            while not self.hub.release.wait(TRICKLE_S):
+                self.wfile.write(byte)
             self.close_connection = True
         elif fault.page is not None:
             self._send_headers(HTTPStatus.OK, {"Content-Type": fault.kind}, len(fault.page))
