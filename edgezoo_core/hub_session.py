@@ -320,11 +320,12 @@ def refuse_odd_token() -> None:
 
 def keep_token_home(request: httpx2.Request) -> None:
     """Takes the token from a request to anywhere but the origin of HF_ENDPOINT."""
-    if not _is_hub(request.url):
+    if not is_hub(request.url):
         request.headers.pop("authorization", None)
 
 
-def _is_hub(url: httpx2.URL) -> bool:
+def is_hub(url: httpx2.URL) -> bool:
+    """Says whether an address is of the origin of HF_ENDPOINT."""
     import httpx2
     from huggingface_hub.constants import ENDPOINT
 
@@ -332,4 +333,4 @@ def _is_hub(url: httpx2.URL) -> bool:
 
 
 def _who(url: httpx2.URL) -> str:
-    return "the hub" if _is_hub(url) else f"the hub's storage at {url.host}"
+    return "the hub" if is_hub(url) else f"the hub's storage at {url.host}"
