@@ -101,6 +101,11 @@ def fetch_texts(found: RemoteRepo, *, progress: Progress = silent) -> Snapshot:
     return _download(found, _bring_texts, progress)
 
 
+def fetch_adapter(found: RemoteRepo, *, progress: Progress = silent) -> Snapshot:
+    """Brings a PEFT adapter, its config and its weights; otherwise like `fetch`."""
+    return _download(found, _bring_adapter, progress)
+
+
 def fetch_file(found: RemoteRepo, name: str, *, progress: Progress = silent) -> Path:
     """Brings one of the files; otherwise like `fetch`."""
     with explained(found.repo, found.revision):
@@ -194,6 +199,14 @@ def _bring_adapter(names: Collection[str], fetch: _Fetch) -> None:
 
 
 def _pull(repo: str, revision: str, bring: _Bring, progress: Progress) -> Snapshot:
+    found = _ask(repo, revision, bring, progress)
+    if found:
+        return _download(found, bring, progress)
+    with explained(repo, revision):
+        return _from_cache(repo, revision, bring)
+
+
+def _ask(repo: str, revision: str, bring: _Bring, progress: Progress) -> RemoteRepo | None:
     def has_copy() -> bool:
         try:
             _from_cache(repo, revision, bring, is_checked=False)
@@ -201,11 +214,12 @@ def _pull(repo: str, revision: str, bring: _Bring, progress: Progress) -> Snapsh
             return False
         return True
 
-    found = ask(repo, revision, progress=progress, has_copy=has_copy)
-    if found:
-        return _download(found, bring, progress)
-    with explained(repo, revision):
-        return _from_cache(repo, revision, bring)
+    return ask(repo, revision, progress=progress, has_copy=has_copy)
+
+
+def ask_for_adapter(repo: str, revision: str, *, progress: Progress = silent) -> RemoteRepo | None:
+    """Asks the hub about an adapter's repo; otherwise like `ask`."""
+    return _ask(repo, revision, _bring_adapter, progress)
 
 
 def ask(

@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgezoo_core import engines, hub, remote, sources
+from edgezoo_core import engines, remote, sources
 from edgezoo_core import tokenizer as tokenizers
+from edgezoo_core.adapter_sources import NamedAdapter
 from edgezoo_core.cache import default_root
 from edgezoo_core.checkpoint import PYTORCH_SUFFIXES, TEXT_FILES, Checkpoint
 from edgezoo_core.compiler.job import Job
@@ -41,7 +42,7 @@ class Request:
     output: Path
     force: bool
     family: str | None
-    adapters: tuple[str, ...]
+    adapters: tuple[NamedAdapter, ...]
     engine: Engine
     jobs: int
     use_cache: bool
@@ -139,19 +140,10 @@ class _Examination:
             with suppress(CheckpointError):  # told already
                 names |= set(checkpoint.files if checkpoint else remote.weight_files(repo))
             size = sum(repo.size_bytes(n) for n in names if not remote.is_cached(repo, n))
-        for text in self._request.adapters:
-            size += self._adapter_bytes(text)
+        for adapter in self._request.adapters:
+            with suppress(EdgezooError):  # told where adapters are checked, or fetched
+                size += adapter.missing_bytes()
         self._tell(download_bytes=size, download_seconds=size / costs.DOWNLOAD_RATE)
-
-    def _adapter_bytes(self, text: str) -> int:
-        with suppress(EdgezooError):  # told where adapters are checked
-            name, _ = sources.parse_adapter(text)
-            name, _, revision = name.partition("@")
-            if not Path(name).expanduser().is_dir():
-                found = remote.look(name, revision or "main", progress=self._progress)
-                wanted = (*hub.ADAPTER_WEIGHTS, hub.ADAPTER_CONFIG)
-                return sum(found.size_bytes(n) for n in wanted if n in found.files) if found else 0
-        return 0
 
     def _learn(
         self, settled: Settled, checkpoint: Checkpoint | None, *, is_full: bool
@@ -273,9 +265,9 @@ class _Examination:
         )
 
     def _check_adapters(self) -> None:
-        for text in self._request.adapters:
+        for adapter in self._request.adapters:
             with self._finding("adapters"):
-                sources.parse_adapter(text)
+                adapter.parse()
         if self._request.adapters and self._request.engine == "litert":
             self._find(
                 "error",

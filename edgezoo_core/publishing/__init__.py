@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from edgezoo_core import artifact, contract, hub, plugins, remote, sources, targets
+from edgezoo_core import artifact, contract, hub, plugins, remote, targets, text_sources
 from edgezoo_core.artifact import BUNDLE_SUFFIX
 from edgezoo_core.cards import HUB_REPO
 from edgezoo_core.errors import EdgezooError, PublishError, TargetError
@@ -236,7 +236,7 @@ def _texts(
         return None
     described = artifact.Artifact(Path(models[0].name), manifest)
     try:
-        return sources.known_texts(described, progress)
+        return text_sources.known_texts(described, progress)
     except EdgezooError as e:
         logger.warning("%s: what needs the source is not checked", e.message)
         return None

@@ -103,6 +103,8 @@ def test_adapter_from_the_hub_equals_the_one_in_a_folder(hub, edgezoo, files, tm
         text: json.loads(edgezoo(*options, *(("--adapter", text) if text else ())).stdout)
         for text in ("acme/adapter", "./adapter", "")
     }
+    about = [path.split("/")[4] for path in questions(hub)]
+    assert about == ["tiny", "adapter", "tiny", "tiny"]
     sums = {text: report["manifest"]["artifact"]["sha256"] for text, report in made.items()}
     assert sums["acme/adapter"] == sums["./adapter"] != sums[""]
     assert made["acme/adapter"]["manifest"]["adapters"][0]["source"] == f"acme/adapter@{commit}"
