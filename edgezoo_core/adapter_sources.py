@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgezoo_core import hub, remote
+from edgezoo_core import hub, hub_cache, repo_files
 from edgezoo_core.errors import TargetError
 from edgezoo_core.hub_repo import RemoteRepo
 from edgezoo_core.types import Progress, silent
@@ -72,8 +72,8 @@ class NamedAdapter:
         repo = self.repo
         if repo is None:
             return 0
-        wanted = [n for n in (*hub.ADAPTER_WEIGHTS, hub.ADAPTER_CONFIG) if n in repo.files]
-        return sum(repo.size_bytes(n) for n in wanted if not remote.is_cached(repo, n))
+        wanted = repo.files.keys() & {*repo_files.ADAPTER_WEIGHTS, repo_files.ADAPTER_CONFIG}
+        return sum(repo.size_bytes(n) for n in wanted if not hub_cache.is_cached(repo, n))
 
     def fetch(self) -> tuple[str, float, str]:
         """Brings the files here.

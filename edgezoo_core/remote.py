@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from edgezoo_core import checkpoint as checkpoints
-from edgezoo_core import hub, hub_session
+from edgezoo_core import hub, hub_cache, hub_session
 from edgezoo_core.checkpoint import SAFETENSORS_INDEX, TEXT_FILES, Checkpoint
 from edgezoo_core.errors import CheckpointError, listing
 from edgezoo_core.hub_errors import explained
@@ -53,7 +53,7 @@ def look(repo: str, revision: str, *, progress: Progress = silent) -> RemoteRepo
         repo,
         revision,
         progress=progress,
-        has_copy=lambda: hub.cached(repo, revision) is not None,
+        has_copy=lambda: hub_cache.cached(repo, revision) is not None,
     )
 
 
@@ -151,13 +151,6 @@ def fetch_text(found: RemoteRepo, name: str, *, progress: Progress = silent) -> 
             remedy="do not use this checkpoint: no model needs such a file",
         )
     return hub.fetch_file(found, name, progress=progress)
-
-
-def is_cached(found: RemoteRepo, name: str) -> bool:
-    """Says whether a file of the repo is in the client's cache already."""
-    from huggingface_hub import try_to_load_from_cache
-
-    return isinstance(try_to_load_from_cache(found.repo, name, revision=found.commit), str)
 
 
 def _headers(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgezoo_core import checkpoint as checkpoints
-from edgezoo_core import hub, plugins, remote, targets
+from edgezoo_core import hub, hub_cache, plugins, remote, targets
 from edgezoo_core import recipe as recipes
 from edgezoo_core.cards import ModelCard
 from edgezoo_core.checkpoint import Checkpoint
@@ -123,7 +123,7 @@ class Prospect:
         if self.checkpoint is not None:
             return self.checkpoint
         if self.repo is None:
-            raise hub.not_cached(str(self.target.repo), self.target.revision)
+            raise hub_cache.not_cached(str(self.target.repo), self.target.revision)
         return remote.open_headers(self.repo, self.fields, progress=progress)
 
 
@@ -156,12 +156,12 @@ def look(
         return Prospect(target, None, None, checkpoint, checkpoint.config)
     name = str(target.repo)
     repo = remote.look(name, target.revision, progress=progress)
-    snapshot = hub.cached(name, repo.commit if repo else target.revision)
+    snapshot = hub_cache.cached(name, repo.commit if repo else target.revision)
     if snapshot:
         checkpoint = checkpoints.open_folder(snapshot.folder, f"{name}@{snapshot.commit}")
         return Prospect(target, snapshot.commit, repo, checkpoint, checkpoint.config)
     if repo is None:
-        raise hub.not_cached(name, target.revision)
+        raise hub_cache.not_cached(name, target.revision)
     try:
         fields = remote.read_config(repo, progress=progress)
     except GatedError as e:

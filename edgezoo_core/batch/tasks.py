@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edgezoo_core import artifact, cache, checkpoint, compiler, hub, sources
+from edgezoo_core import artifact, cache, checkpoint, compiler, repo_files, sources
 from edgezoo_core import recipe as recipes
 from edgezoo_core.adapter_sources import NamedAdapter
 from edgezoo_core.batch.matrix import Cell
@@ -222,8 +222,8 @@ class _Preparing:
 
 def content(folder: Path) -> dict[str, str]:
     """Returns the sha256 of the files that a conversion reads in a folder: model, or adapter."""
-    weights = [folder / name for name in hub.ADAPTER_WEIGHTS if (folder / name).is_file()]
+    weights = [folder / name for name in repo_files.ADAPTER_WEIGHTS if (folder / name).is_file()]
     if weights:
-        files = [folder / hub.ADAPTER_CONFIG, weights[0]]
+        files = [folder / repo_files.ADAPTER_CONFIG, weights[0]]
         return {path.name: checkpoint.sha256(path) for path in files}
     return {file.name: file.sha256 for file in checkpoint.open_folder(folder).hash_files()}

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgezoo_core import engines, remote, sources
+from edgezoo_core import engines, hub_cache, remote, sources
 from edgezoo_core import tokenizer as tokenizers
 from edgezoo_core.adapter_sources import NamedAdapter
 from edgezoo_core.cache import default_root
@@ -139,7 +139,7 @@ class _Examination:
             names = {n for n in repo.files if n in TEXT_FILES or n == remote.CONFIG}
             with suppress(CheckpointError):  # told already
                 names |= set(checkpoint.files if checkpoint else remote.weight_files(repo))
-            size = sum(repo.size_bytes(n) for n in names if not remote.is_cached(repo, n))
+            size = sum(repo.size_bytes(n) for n in names if not hub_cache.is_cached(repo, n))
         for adapter in self._request.adapters:
             with suppress(EdgezooError):  # told where adapters are checked, or fetched
                 size += adapter.missing_bytes()

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from edgezoo_core import artifact, contract, hub, plugins, remote, targets, text_sources
+from edgezoo_core import artifact, contract, hub_cache, plugins, remote, targets, text_sources
 from edgezoo_core.artifact import BUNDLE_SUFFIX
 from edgezoo_core.cards import HUB_REPO
 from edgezoo_core.errors import EdgezooError, PublishError, TargetError
@@ -296,7 +296,7 @@ def _legal_texts(folder: Path) -> Iterator[File]:
 def _ask(repo: str, commit: str, progress: Progress) -> tuple[str, list[File]]:
     found = remote.look(repo, commit, progress=progress)
     if found is None:
-        raise hub.not_cached(repo, commit)
+        raise hub_cache.not_cached(repo, commit)
     texts = [
         File(name, remote.fetch_text(found, name, progress=progress).read_bytes())
         for name in sorted(found.files)
