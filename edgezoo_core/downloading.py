@@ -35,6 +35,7 @@ from typing import IO, TYPE_CHECKING
 from edgezoo_core import hub_session
 from edgezoo_core.checkpoint import git_sha1, sha256
 from edgezoo_core.errors import CheckpointError
+from edgezoo_core.hub_repo import NO_HUB, Stated
 from edgezoo_core.hub_session import PassingError
 from edgezoo_core.types import Progress
 
@@ -47,8 +48,6 @@ SUFFIX = ".edgezoo.incomplete"
 #: Age in seconds of what is swept: parts of ours, and of the client's, which nobody can continue.
 OWN_AGE_S = 7 * 86400
 CLIENT_AGE_S = 86400
-#: A connection must bring so much in the time in which it may also bring nothing at all, thrice.
-SLOWEST_BYTES_PER_S = 1000
 #: How often the waiting for another process looks whether that gets further, in seconds.
 POLL_S = 1.0
 #: Another process may stand still for so many times the patience, since it may itself be waiting.
@@ -59,21 +58,6 @@ _CLIENTS = re.compile(r"(?P<etag>[0-9a-f]{40}|[0-9a-f]{64})\.[0-9a-f]{8}\.incomp
 _OWN = re.compile(rf"(?P<etag>\w[\w.-]*){re.escape(SUFFIX)}", re.ASCII)
 _RANGE = re.compile(r"bytes (?P<first>[0-9]+)-[0-9]+/(?P<total>[0-9]+|\*)")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
-@dataclass(frozen=True, slots=True)
-class Stated:
-    """What the hub says about a file in its list.
-
-    Attributes:
-        size_bytes: Its size.
-        sha256: Of a large file, in hex.
-        git_sha1: Of a small file: what git calls it, in hex.
-    """
-
-    size_bytes: int | None = None
-    sha256: str | None = None
-    git_sha1: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,10 +180,10 @@ def _find(repo: str, name: str, commit: str, stated: Stated) -> tuple[_Blob, str
     found = get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
     size = found.size if found.size is not None else stated.size_bytes
     etag = found.etag or ""
-    if found.commit_hash is None or size is None or not _ETAG.fullmatch(etag):
+    if found.commit_hash != commit or size is None or not _ETAG.fullmatch(etag):
         raise CheckpointError(
             f"what answers in place of the hub says nothing of {repo}: {name} that a hub would say",
-            remedy="check HF_ENDPOINT, and whether a proxy or a login page is in the way",
+            remedy=NO_HUB,
         )
     cache, folder = Path(constants.HF_HUB_CACHE), repo_folder_name(repo_id=repo, repo_type="model")
     if stated.sha256 is None and _SHA256.fullmatch(etag):
@@ -243,7 +227,7 @@ def _continue(blob: _Blob, url: str, progress: Progress) -> None:
         # Not for appending: where locks do not hold, two processes write the same to one place.
         with blob.partial.open("r+b", buffering=0) as partial:
             partial.seek(here)
-            for chunk in _fast_enough(response.iter_bytes(), 3 * HF_HUB_DOWNLOAD_TIMEOUT):
+            for chunk in hub_session.steady(response):
                 new = chunk[max(0, here - at) : max(0, blob.size_bytes - at)]
                 at += len(chunk)
                 here += _write(partial, new)
@@ -272,18 +256,6 @@ def _begins_at(response: httpx2.Response, blob: _Blob, asked: int) -> int:
             " if that does not help, report it to the repo's owner",
         )
     return start
-
-
-def _fast_enough(chunks: Iterator[bytes], window_s: float) -> Iterator[bytes]:
-    """Passes chunks on as long as they come at more than a trickle."""
-    since, received = time.monotonic(), 0
-    for chunk in chunks:
-        yield chunk
-        received += len(chunk)
-        if time.monotonic() - since > window_s:
-            if received < SLOWEST_BYTES_PER_S * window_s:
-                raise PassingError("the hub's storage", "sends next to nothing")
-            since, received = time.monotonic(), 0
 
 
 def _write(file: IO[bytes], content: bytes) -> int:

@@ -164,7 +164,7 @@ def adapter_weights(data: bytes) -> None:
 
 def manifest(data: bytes) -> None:
     """A manifest beside a file, and whatever reads its fields."""
-    from edgezoo_core import artifact, chat, decoder, inspection, sources
+    from edgezoo_core import artifact, chat, decoder, inspection, text_sources
     from edgezoo_core.contract import manifest as contracts
 
     path = _put("converted/model.tflite", _tflite())
@@ -175,7 +175,7 @@ def manifest(data: bytes) -> None:
         inspection.inspect(path)
     with _refusing():
         found = artifact.read(path)
-        for reader in (decoder.read, chat.suited, chat.bundle_of, sources.text_folder):
+        for reader in (decoder.read, chat.suited, chat.bundle_of, text_sources.text_folder):
             with _refusing():
                 reader(found)
 

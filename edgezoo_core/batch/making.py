@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from edgezoo_core import artifact, certificate, sources, zoo
+from edgezoo_core.adapter_sources import name_adapters, open_adapters
 from edgezoo_core.batch.store import Store
 from edgezoo_core.batch.tasks import Task
 from edgezoo_core.compiler import versions, workers
@@ -60,13 +61,13 @@ def make(
         return {"is_new": False, "record": record}
     with kept.scratch() as folder:
         source = _obtain(asked, progress)
-        adapters = asked.adapters
+        adapters = name_adapters(asked.adapters, progress)
         conversion = zoo.convert_source(
             source,
             recipe=asked.recipe,
             shapes=asked.shapes,
             output=folder,
-            adapters=sources.open_adapters(adapters, source, progress) if adapters else None,
+            adapters=open_adapters(adapters, source, progress) if adapters else None,
             jobs=jobs,
             with_bundle=asked.with_bundle and zoo.has_tokenizer(source.checkpoint.folder),
             progress=progress,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgezoo_core import engines, remote, sources
+from edgezoo_core.adapter_sources import NamedAdapter
 from edgezoo_core.cache import default_root
 from edgezoo_core.checkpoint import PYTORCH_SUFFIXES, Checkpoint
 from edgezoo_core.compiler.job import Job
@@ -38,7 +39,7 @@ class Request:
     output: Path
     force: bool
     family: str | None
-    adapters: tuple[str, ...]
+    adapters: tuple[NamedAdapter, ...]
     engine: Engine
     jobs: int
     use_cache: bool
@@ -105,9 +106,7 @@ class _Examination:
             self._tell(family=settled.plugin.family, plugin=str(settled.plugin))
             checkpoint = self._open()
             known = self._learn(settled, checkpoint, is_full=is_full)
-        size = inputs.download_bytes(
-            self._prospect, checkpoint, self._request.adapters, self._progress
-        )
+        size = inputs.download_bytes(self._prospect, checkpoint, self._request.adapters)
         self._tell(download_bytes=size, download_seconds=size / costs.DOWNLOAD_RATE)
         self._check_adapters()
         if known and settled:
@@ -235,9 +234,9 @@ class _Examination:
         )
 
     def _check_adapters(self) -> None:
-        for text in self._request.adapters:
+        for adapter in self._request.adapters:
             with self._finding("adapters"):
-                sources.parse_adapter(text)
+                adapter.parse()
         if self._request.adapters and self._request.engine == "litert":
             self._find(
                 "error",

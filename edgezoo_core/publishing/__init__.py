@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from edgezoo_core import artifact, contract, hub, plugins, remote, sources, targets
+from edgezoo_core import artifact, contract, hub_cache, plugins, remote, targets, text_sources
 from edgezoo_core.artifact import BUNDLE_SUFFIX
 from edgezoo_core.cards import HUB_REPO
 from edgezoo_core.errors import EdgezooError, PublishError, TargetError
@@ -236,7 +236,7 @@ def _texts(
         return None
     described = artifact.Artifact(Path(models[0].name), manifest)
     try:
-        return sources.known_texts(described, progress)
+        return text_sources.known_texts(described, progress)
     except EdgezooError as e:
         logger.warning("%s: what needs the source is not checked", e.message)
         return None
@@ -296,11 +296,11 @@ def _legal_texts(folder: Path) -> Iterator[File]:
 def _ask(repo: str, commit: str, progress: Progress) -> tuple[str, list[File]]:
     found = remote.look(repo, commit, progress=progress)
     if found is None:
-        raise hub.not_cached(repo, commit)
+        raise hub_cache.not_cached(repo, commit)
     texts = [
         File(name, remote.fetch_text(found, name, progress=progress).read_bytes())
-        for name, size in sorted(found.sizes.items())
-        if size <= _LONGEST_TEXT and _LEGAL.fullmatch(name)
+        for name in sorted(found.files)
+        if found.size_bytes(name) <= _LONGEST_TEXT and _LEGAL.fullmatch(name)
     ]
     return found.license, texts
 
