@@ -202,6 +202,7 @@ def work(**changes) -> Work:
         "signatures": 3,
         "layers": 22,
         "parameters": GB,
+        "rows": 32_000,
         "has_blocks": False,
         "sizes": Sizes(GB, 5_000_000, 2_000_000, 0),
         "checkpoint_bytes": 2 * GB,
