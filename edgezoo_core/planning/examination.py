@@ -177,7 +177,6 @@ class _Examination:
             options=options,
             context_length=known.context_length,
             parameters=sum(math.prod(s) for s in known.shapes.values()),
-            rows=max((s[0] for s in known.shapes.values() if len(s) > 1), default=0),
             artifact_bytes=artifact_bytes,
             bundle_bytes=bundle_bytes,
             memory_bytes=memory,
