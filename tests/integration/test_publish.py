@@ -420,7 +420,7 @@ def test_dry_run_asks_no_hub(model, monkeypatch):
     assert answer["published"] is None
     assert "# `tiny-litert`" in answer["card"]
     assert "tiny.litertlm" in [f["name"] for f in answer["files"]]
-    assert "the hub was asked" in CliRunner().invoke(main, options).output
+    assert str(CliRunner().invoke(main, options).exception) == "the hub was asked"
 
 
 def test_name_that_is_no_repo_is_told_first(edgezoo, model):
