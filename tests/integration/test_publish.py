@@ -407,7 +407,7 @@ def test_hub_source_is_published_under_the_licence_that_its_repo_states(
 
 def test_dry_run_asks_no_hub(model, monkeypatch):
     def ask(repo, revision, **_):
-        raise AssertionError("the hub was asked")
+        raise PublishError("the hub was asked", remedy="do not")
 
     monkeypatch.setattr(hubs, "ask", ask)
     found = manifest(model)
