@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack, redirect_stdout, suppress
+from contextlib import ExitStack, chdir, redirect_stdout, suppress
 from typing import Any
 
 from edgezoo_core import errors, plugins
@@ -71,7 +71,9 @@ class OnRay:
         self._quiet.enter_context(redirect_stdout(_Talk()))
         alone: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
         try:
-            ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **alone)
+            # Ray's workers import from the folder where its driver happens to be, before all else.
+            with chdir("/"):
+                ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **alone)
         except Exception as e:
             self._quiet.close()
             raise BatchError(
