@@ -38,7 +38,7 @@ def find(
         manifest: Of the file.
         named: The licence, as the user names it where the source does not.
         is_accepted: Whether the user answers for the licence's condition, and for the adapters'.
-        is_offline: Whether the hub must not be asked: a family's card has to do.
+        is_offline: Whether the hub must not be asked: a family's card has to do, or nothing.
         progress: Told of each stage.
 
     Raises:
@@ -60,6 +60,9 @@ def find(
                 remedy="leave out --licence",
             )
         licence = meant
+    if licence.name == "unknown" and checkpoint["repo"] and is_offline:
+        logger.warning("the licence of %s is known once the hub is asked", checkpoint["repo"])
+        return licence, legal
     licences.refuse(licence, is_accepted=is_accepted)
     if not is_offline and not is_accepted:
         _refuse_adapters(manifest, progress)

@@ -420,7 +420,11 @@ def test_dry_run_asks_no_hub(model, monkeypatch):
     assert answer["published"] is None
     assert "# `tiny-litert`" in answer["card"]
     assert "tiny.litertlm" in [f["name"] for f in answer["files"]]
-    assert str(CliRunner().invoke(main, options).exception) == "the hub was asked"
+    # The hub knows the licence of a repo: not to have asked is no reason to refuse.
+    unnamed = CliRunner().invoke(main, ["publish", str(model), REPO, "--dry-run"])
+    assert unnamed.exit_code == 0, unnamed.output
+    assert "the licence of acme/tiny is known once the hub is asked" in unnamed.output
+    assert "the hub was asked" in CliRunner().invoke(main, options).output
 
 
 def test_name_that_is_no_repo_is_told_first(edgezoo, model):
