@@ -10,7 +10,6 @@ import importlib
 import json
 import logging
 import os
-import resource
 import signal
 import sys
 import threading
@@ -21,6 +20,7 @@ from typing import Any, NoReturn
 
 from edgezoo_core import errors, parents
 from edgezoo_core.errors import DISK_FAULTS, EdgezooError
+from edgezoo_core.stopwatch import peak_memory_bytes
 
 #: Stages that read and write the cache, without which a conversion can do.
 _KEEPING = ("trace", "skeleton")
@@ -101,8 +101,7 @@ def _serve(stages: str) -> int:
     except BaseException:
         traceback.print_exc()
         return 1
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    parent.tell(result=result, peak_memory_bytes=peak if sys.platform == "darwin" else peak * 1024)
+    parent.tell(result=result, peak_memory_bytes=peak_memory_bytes())
     return 0
 
 

@@ -5,14 +5,14 @@ The numbers of one process are one sample of each; `benchmark` repeats and compa
 
 from __future__ import annotations
 
-import resource
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from edgezoo_core.stopwatch import peak_memory_bytes
 
 #: Prefill and decode in tokens a second, seconds to the first token.
 Figures = tuple[float, float, float]
@@ -93,7 +93,7 @@ def now() -> Memory:
             return 1024 * int(sizes[name].split()[0])
 
         return Memory(size("VmRSS"), size("RssAnon") + size("RssShmem"))
-    return Memory(_peak_bytes(), None)
+    return Memory(peak_memory_bytes(), None)
 
 
 def readings(
@@ -120,17 +120,6 @@ def readings(
     return {
         "load_s": load_s,
         "before": asdict(before),
-        "peak": asdict(Memory(_peak_bytes(), max(private) if all(private) else None)),
+        "peak": asdict(Memory(peak_memory_bytes(), max(private) if all(private) else None)),
         "points": found,
     }
-
-
-def _peak_bytes() -> int:
-    """Returns the most that was resident since the process began."""
-    with suppress(OSError, StopIteration, ValueError):
-        # The kernel's ru_maxrss also remembers the process that started this one.
-        with Path("/proc/self/status").open(encoding="ascii") as status:
-            line = next(line for line in status if line.startswith("VmHWM"))
-        return 1024 * int(line.split()[1])
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -138,6 +138,8 @@ def downloads(hub):
     ]
 
 
+# The cluster is started by forks, and other tests in this process may have imported jax.
+@pytest.mark.filterwarnings(r"ignore:os\.fork\(\) was called:RuntimeWarning")
 def test_killed_node_costs_no_artifact_and_none_is_made_twice(
     cluster, hub, store, environment, tmp_path
 ):
