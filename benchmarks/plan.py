@@ -108,6 +108,9 @@ def main() -> None:
     asked = parser.parse_args()
     models = asked.model or ([] if asked.checkpoint else ["tinyllama", "phi-2", "gemma-2b"])
     found: list[dict[str, Any]] = []
+    # Else the first conversion waits for the disk that the libraries are on.
+    libraries = "import litert_torch, ai_edge_quantizer, transformers, torch"
+    subprocess.run([sys.executable, "-c", libraries], check=True, capture_output=True)
     print("| model | recipe | cache | artifact MB | bundle MB | memory GB | time s |")
     print("| --- " * 7 + "|", flush=True)
     with tempfile.TemporaryDirectory() as temporary:

@@ -6,9 +6,9 @@ loses up to 10 MiB with each connection, asks an address again whose signature h
 meanwhile, waits without a word, and as long as a server likes. So the loop stands here, on the
 client's session, headers and errors:
 
-- `blobs/<etag>.edgezoo.incomplete` beside the blob that the client would make. Each try asks the
-  hub for the address of the file and continues behind what is there; what a server sends of it
-  again is passed over. Nothing is written beyond the stated size.
+- What came is kept beside the blob that the client would make (`edgezoo_core.hub_blobs`). Each
+  try asks the hub for the address of the file and continues behind what is there; what a server
+  sends of it again is passed over. Nothing is written beyond the stated size.
 - The client's own lock of the blob is held meanwhile: two processes that want one file, of edgezoo
   or of the client, bring it once.
 - The whole file has the SHA-256 (for a small file the git hash) that the hub states before it gets
@@ -21,88 +21,26 @@ file that another process could continue. The hub serves files of up to 50 GB bo
 
 from __future__ import annotations
 
-import logging
 import re
-import shutil
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from http import HTTPStatus
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from edgezoo_core import hub_session
+from edgezoo_core import hub_blobs, hub_session
 from edgezoo_core.checkpoint import git_sha1, sha256
 from edgezoo_core.errors import CheckpointError
+from edgezoo_core.hub_blobs import Blob
+from edgezoo_core.hub_repo import NO_HUB, Stated
 from edgezoo_core.hub_session import PassingError
 from edgezoo_core.types import Progress
 
 if TYPE_CHECKING:
     import httpx2
 
-logger = logging.getLogger(__name__)
-
-SUFFIX = ".edgezoo.incomplete"
-#: Age in seconds of what is swept: parts of ours, and of the client's, which nobody can continue.
-OWN_AGE_S = 7 * 86400
-CLIENT_AGE_S = 86400
-#: A connection must bring so much in the time in which it may also bring nothing at all, thrice.
-SLOWEST_BYTES_PER_S = 1000
-#: How often the waiting for another process looks whether that gets further, in seconds.
-POLL_S = 1.0
-#: Another process may stand still for so many times the patience, since it may itself be waiting.
-OTHERS_PATIENCE = 3
-
 _ETAG = re.compile(r"\w[\w.-]*", re.ASCII)
-_CLIENTS = re.compile(r"(?P<etag>[0-9a-f]{40}|[0-9a-f]{64})\.[0-9a-f]{8}\.incomplete")
-_OWN = re.compile(rf"(?P<etag>\w[\w.-]*){re.escape(SUFFIX)}", re.ASCII)
 _RANGE = re.compile(r"bytes (?P<first>[0-9]+)-[0-9]+/(?P<total>[0-9]+|\*)")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
-@dataclass(frozen=True, slots=True)
-class Stated:
-    """What the hub says about a file in its list.
-
-    Attributes:
-        size_bytes: Its size.
-        sha256: Of a large file, in hex.
-        git_sha1: Of a small file: what git calls it, in hex.
-    """
-
-    size_bytes: int | None = None
-    sha256: str | None = None
-    git_sha1: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Blob:
-    """A file on its way into the cache.
-
-    Attributes:
-        what: Repo and name, for messages.
-        name: Its name.
-        path: Where the client looks for it.
-        lock: The client's lock of it.
-        size_bytes: Its size.
-        stated: Its hashes.
-    """
-
-    what: str
-    name: str
-    path: Path
-    lock: Path
-    size_bytes: int
-    stated: Stated
-
-    @property
-    def partial(self) -> Path:
-        return self.path.with_name(self.path.name + SUFFIX)
-
-    def kept_bytes(self) -> int:
-        """Returns how much of it is here."""
-        return _size(self.partial)
 
 
 def bring(repo: str, name: str, commit: str, stated: Stated, progress: Progress) -> Path | None:
@@ -144,15 +82,15 @@ def bring(repo: str, name: str, commit: str, stated: Stated, progress: Progress)
         _continue(blob, found, progress)
 
     blob.path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(blob.path.parent, blob.lock.parent)
-    with _locked(blob, progress) as has_waited:
+    hub_blobs.sweep(blob.path.parent, blob.lock.parent)
+    with hub_blobs.locked(blob, progress) as has_waited:
         if blob.path.exists():
             return None
         if has_waited:
             address = None
         if blob.kept_bytes() > blob.size_bytes:
             blob.partial.unlink()
-        _refuse_small_disk(blob)
+        hub_blobs.refuse_small_disk(blob)
         hub_session.patiently(attempt, stage, progress, done_bytes=blob.kept_bytes)
         if blob.stated.sha256:
             progress(f"comparing {name} with its sha256")
@@ -187,7 +125,7 @@ def damaged(what: str, kind: str, actual: str, expected: str) -> CheckpointError
     )
 
 
-def _find(repo: str, name: str, commit: str, stated: Stated) -> tuple[_Blob, str]:
+def _find(repo: str, name: str, commit: str, stated: Stated) -> tuple[Blob, str]:
     """Asks the hub for a file's place in the cache, its size, and its address, which may expire."""
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
     from huggingface_hub.file_download import repo_folder_name
@@ -196,15 +134,15 @@ def _find(repo: str, name: str, commit: str, stated: Stated) -> tuple[_Blob, str
     found = get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
     size = found.size if found.size is not None else stated.size_bytes
     etag = found.etag or ""
-    if found.commit_hash is None or size is None or not _ETAG.fullmatch(etag):
+    if found.commit_hash != commit or size is None or not _ETAG.fullmatch(etag):
         raise CheckpointError(
             f"what answers in place of the hub says nothing of {repo}: {name} that a hub would say",
-            remedy="check HF_ENDPOINT, and whether a proxy or a login page is in the way",
+            remedy=NO_HUB,
         )
     cache, folder = Path(constants.HF_HUB_CACHE), repo_folder_name(repo_id=repo, repo_type="model")
     if stated.sha256 is None and _SHA256.fullmatch(etag):
         stated = replace(stated, sha256=etag)
-    blob = _Blob(
+    blob = Blob(
         what=f"{repo}: {name}",
         name=name,
         path=cache / folder / "blobs" / etag,
@@ -216,7 +154,7 @@ def _find(repo: str, name: str, commit: str, stated: Stated) -> tuple[_Blob, str
     return blob, url if found.xet_file_data else found.location
 
 
-def _continue(blob: _Blob, url: str, progress: Progress) -> None:
+def _continue(blob: Blob, url: str, progress: Progress) -> None:
     """Receives what is missing, as far as one connection brings it.
 
     Raises:
@@ -243,7 +181,7 @@ def _continue(blob: _Blob, url: str, progress: Progress) -> None:
         # Not for appending: where locks do not hold, two processes write the same to one place.
         with blob.partial.open("r+b", buffering=0) as partial:
             partial.seek(here)
-            for chunk in _fast_enough(response.iter_bytes(), 3 * HF_HUB_DOWNLOAD_TIMEOUT):
+            for chunk in hub_session.steady(response):
                 new = chunk[max(0, here - at) : max(0, blob.size_bytes - at)]
                 at += len(chunk)
                 here += _write(partial, new)
@@ -254,7 +192,7 @@ def _continue(blob: _Blob, url: str, progress: Progress) -> None:
         raise PassingError("the hub's storage", "ended the file early")
 
 
-def _begins_at(response: httpx2.Response, blob: _Blob, asked: int) -> int:
+def _begins_at(response: httpx2.Response, blob: Blob, asked: int) -> int:
     """Returns the offset of the first byte that comes."""
     start, total = 0, response.headers.get("content-length", "")
     if response.headers.get("content-encoding", "identity") != "identity":
@@ -274,91 +212,9 @@ def _begins_at(response: httpx2.Response, blob: _Blob, asked: int) -> int:
     return start
 
 
-def _fast_enough(chunks: Iterator[bytes], window_s: float) -> Iterator[bytes]:
-    """Passes chunks on as long as they come at more than a trickle."""
-    since, received = time.monotonic(), 0
-    for chunk in chunks:
-        yield chunk
-        received += len(chunk)
-        if time.monotonic() - since > window_s:
-            if received < SLOWEST_BYTES_PER_S * window_s:
-                raise PassingError("the hub's storage", "sends next to nothing")
-            since, received = time.monotonic(), 0
-
-
 def _write(file: IO[bytes], content: bytes) -> int:
     """Writes all of it; what fits on a full disk stays written."""
     left = memoryview(content)
     while left:
         left = left[file.write(left) :]
     return len(content)
-
-
-@contextmanager
-def _locked(blob: _Blob, progress: Progress) -> Iterator[bool]:
-    """Holds the client's lock of a blob; gives whether that had to be waited for.
-
-    Raises:
-        CheckpointError: Who has it does not get on with the file.
-    """
-    from filelock import Timeout
-    from huggingface_hub.constants import HF_HUB_DOWNLOAD_TIMEOUT
-    from huggingface_hub.utils import WeakFileLock
-
-    limit_s = OTHERS_PATIENCE * hub_session.patience_s()
-    limit_s += hub_session.TRIES * HF_HUB_DOWNLOAD_TIMEOUT
-    blob.lock.parent.mkdir(parents=True, exist_ok=True)
-    has_waited, there, since = False, 0, time.monotonic()
-    with ExitStack() as stack:
-        while True:
-            try:
-                stack.enter_context(WeakFileLock(blob.lock, timeout=POLL_S))
-                break
-            except Timeout:
-                if not has_waited:
-                    progress(f"waiting for another process, which downloads {blob.name}")
-                    has_waited = True
-            parts = blob.path.parent.glob(f"{blob.path.name}.*incomplete")
-            now = max(map(_size, parts), default=0)
-            progress.advance(now, blob.size_bytes)
-            if now != there:
-                there, since = now, time.monotonic()
-            elif time.monotonic() - since > limit_s:
-                raise CheckpointError(
-                    f"another process downloads {blob.what} and has not got on for {limit_s:g} s",
-                    remedy=f"end it (it holds {blob.lock}), and run the command again",
-                )
-        yield has_waited
-
-
-def _refuse_small_disk(blob: _Blob) -> None:
-    missing = blob.size_bytes - blob.kept_bytes()
-    free = shutil.disk_usage(blob.path.parent).free
-    if missing > free:
-        raise CheckpointError(
-            f"{blob.what} needs {missing / 1e9:.2f} GB more, the disk of the cache has"
-            f" {free / 1e9:.2f} GB",
-            remedy="free some space, or set HF_HOME to a folder on another disk",
-        )
-
-
-def _sweep(blobs: Path, locks: Path) -> None:
-    """Deletes old parts of files that no process has a hold on."""
-    from filelock import FileLock, Timeout
-
-    for path in blobs.iterdir():
-        for pattern, age_s in ((_OWN, OWN_AGE_S), (_CLIENTS, CLIENT_AGE_S)):
-            match = pattern.fullmatch(path.name)
-            # What cannot be locked or deleted is left alone.
-            with suppress(OSError, NotImplementedError, Timeout):
-                if not match or time.time() - path.lstat().st_mtime < age_s:
-                    continue
-                with FileLock(locks / f"{match['etag']}.lock", timeout=0, mode=0o664):
-                    path.unlink()
-                    logger.info("%s: an old part of a download, removed", path)
-
-
-def _size(path: Path) -> int:
-    with suppress(OSError):
-        return path.stat().st_size
-    return 0

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from edgezoo_core import artifact, bundle, compiler, hub, partial, slots
+from edgezoo_core import artifact, bundle, compiler, hub_cache, partial, slots
 from edgezoo_core import checkpoint as checkpoints
 from edgezoo_core.checkpoint import SourceFile
 from edgezoo_core.compiler import workers
@@ -223,7 +223,7 @@ def _by_litert(order: Order, watch: Stopwatch, held: ExitStack) -> Made:
 
 def _hold_against_hub(source: Source, files: Sequence[SourceFile]) -> None:
     if source.commit:
-        hub.refuse_damaged(source.checkpoint.folder, files)
+        hub_cache.refuse_damaged(source.checkpoint.folder, files)
 
 
 def _written(path: Path) -> dict[str, Any]:

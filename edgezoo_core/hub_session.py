@@ -6,9 +6,10 @@ asks again without a word, and sends the token to every origin that it takes for
 answer, and the token goes to the origin of HF_ENDPOINT alone, whatever redirects say. `patiently`
 asks again, tells the user that it waits, and gives up in the end.
 
-No question waits longer for an answer than HF_HUB_ETAG_TIMEOUT says (where the hub has to compute
-it, three times that, 30 s at most), and no part of a file longer than HF_HUB_DOWNLOAD_TIMEOUT: 10 s
-each, if they are not set.
+No question waits longer for the next bytes of an answer than HF_HUB_ETAG_TIMEOUT says (where the
+hub has to compute it, three times that, 30 s at most), and no part of a file longer than
+HF_HUB_DOWNLOAD_TIMEOUT: 10 s each, if they are not set. From its first byte to its last an answer
+may take three times that. A file may take longer (`steady`), if it brings 1 kB/s meanwhile.
 """
 
 from __future__ import annotations
@@ -33,6 +34,10 @@ _Result = TypeVar("_Result")
 TRIES = 5
 #: Bytes that a try of a download must bring to count as getting further.
 FURTHER_BYTES = 64 * 1024
+#: How often the time of one silence an answer may take in all.
+IN_ALL = 3
+#: What a large answer must bring, to be given that time again.
+SLOWEST_BYTES_PER_S = 1000
 #: Names the longest single wait for the hub, in seconds.
 PATIENCE = "EDGEZOO_HUB_PATIENCE"
 #: The hub counts requests in windows of five minutes.
@@ -144,7 +149,7 @@ def patiently(
 
 @contextmanager
 def guarded() -> Iterator[None]:
-    """Makes the client's session ask each question once and keep the token to the hub.
+    """Makes the client's session ask once, for a limited time, and keep the token to the hub.
 
     While the block runs, a request that the client repeats, and an answer that may be another a
     little later, raise PassingError; a web page raises WebPageError.
@@ -198,6 +203,7 @@ class _Guard:
             raise PassingError(_who(request.url), "does not answer")
         asked.add(question)
         keep_token_home(request)
+        limit_time(request)
 
     def _on_response(self, response: httpx2.Response) -> None:
         status = response.status_code
@@ -215,6 +221,67 @@ class _Guard:
 
 
 _guard = _Guard()
+
+
+class _TimeLeft:
+    """The timeout of one answer, which is less the longer the answer takes.
+
+    The client's own limits each read, and so a server that sends a byte now and then is read from
+    for days. The client hands this one on to the socket as it is, which asks for its value before
+    each read.
+    """
+
+    def __init__(self, who: str, silence_s: float) -> None:
+        self.who = who
+        self.in_all_s = IN_ALL * silence_s
+        self._silence_s = silence_s
+        self._ends: float | None = None
+
+    def renew(self) -> None:
+        """Lets the time begin anew with the next read."""
+        self._ends = None
+
+    def __index__(self) -> int:
+        """Returns the seconds that the next read may take.
+
+        Raises:
+            PassingError: There are none left.
+        """
+        now = time.monotonic()
+        if self._ends is None:  # not before: what is sent to the hub may be long
+            self._ends = now + self.in_all_s
+        if now >= self._ends:
+            raise PassingError(self.who, "sends next to nothing")
+        return math.ceil(min(self._silence_s, self._ends - now))
+
+
+def limit_time(request: httpx2.Request) -> None:
+    """Limits the time that the whole answer may take, its headers included."""
+    from huggingface_hub.constants import HF_HUB_ETAG_TIMEOUT
+
+    timeouts = request.extensions.get("timeout", {})
+    left = timeouts.get("read") or HF_HUB_ETAG_TIMEOUT
+    if isinstance(left, _TimeLeft):  # the request of a redirect
+        left.who = _who(request.url)
+    else:
+        left = _TimeLeft(_who(request.url), left)
+    request.extensions["timeout"] = {**timeouts, "read": left}
+
+
+def steady(response: httpx2.Response) -> Iterator[bytes]:
+    """Passes on what comes of a large answer, as long as it is more than a trickle.
+
+    Raises:
+        PassingError: In the time of a small answer, less than 1 kB/s came.
+    """
+    left: _TimeLeft = response.request.extensions["timeout"]["read"]
+    received = 0
+    for chunk in response.iter_bytes():
+        yield chunk
+        received += len(chunk)
+        if received >= SLOWEST_BYTES_PER_S * left.in_all_s:
+            left.renew()
+            received = 0
 
 
 def as_passing(error: Exception) -> PassingError | None:
@@ -253,11 +320,12 @@ def refuse_odd_token() -> None:
 
 def keep_token_home(request: httpx2.Request) -> None:
     """Takes the token from a request to anywhere but the origin of HF_ENDPOINT."""
-    if not _is_hub(request.url):
+    if not is_hub(request.url):
         request.headers.pop("authorization", None)
 
 
-def _is_hub(url: httpx2.URL) -> bool:
+def is_hub(url: httpx2.URL) -> bool:
+    """Says whether an address is of the origin of HF_ENDPOINT."""
     import httpx2
     from huggingface_hub.constants import ENDPOINT
 
@@ -265,4 +333,4 @@ def _is_hub(url: httpx2.URL) -> bool:
 
 
 def _who(url: httpx2.URL) -> str:
-    return "the hub" if _is_hub(url) else f"the hub's storage at {url.host}"
+    return "the hub" if is_hub(url) else f"the hub's storage at {url.host}"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
-from edgezoo_core import cards, environment, plugins
+from edgezoo_core import environment, plugins, registry
 from edgezoo_core.errors import PluginError, TargetError, listing, nearest
 
 #: What PEP 508 calls a name, and the plain versions of PEP 440.
@@ -67,7 +67,7 @@ def resolve(name: str, *, may_be_unlisted: bool = False) -> Requirement:
         TargetError: The index does not know the name, and it may not or cannot be unlisted.
     """
     known: dict[str, str] = {}
-    for entry in cards.index().values():
+    for entry in registry.index().values():
         for alias in (entry.id, entry.family, _normal(entry.distribution)):
             known[alias] = _normal(entry.distribution)
     listed = known.get(name) or known.get(_normal(name))

@@ -40,8 +40,8 @@ _WORDS: _Form = (
 _FILES: _Form = [{"name": _WORD, "size_bytes": _COUNT, "sha256": _WORD}]
 
 FORM: _Form = {
-    "artifact": {"file?": _NAME, "size_bytes": _COUNT, "sha256?": _WORD},
-    "bundle?": {"file?": _BUNDLE_NAME, "size_bytes": _COUNT, "sha256?": _WORD},
+    "artifact": {"file": _NAME, "size_bytes": _COUNT, "sha256": _WORD},
+    "bundle?": {"file": _BUNDLE_NAME, "size_bytes": _COUNT, "sha256": _WORD},
     "model?": {"family": _WORD, "card_id": _WORD_OR_NONE},
     "checkpoint?": {
         "repo": _WORD_OR_NONE,

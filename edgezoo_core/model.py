@@ -11,7 +11,8 @@ import torch
 
 from edgezoo_core import architecture, mapping
 from edgezoo_core.checkpoint import Checkpoint
-from edgezoo_core.config import CHANGES_MATHEMATICS, Config
+from edgezoo_core.config import Config
+from edgezoo_core.config_fields import CHANGES_MATHEMATICS
 from edgezoo_core.errors import PluginError, listing
 from edgezoo_core.shapes import SignatureOptions, check_context
 from edgezoo_core.types import LazyTensor, Model, Progress, silent

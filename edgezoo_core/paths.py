@@ -13,16 +13,25 @@ _LONGEST = 255
 def is_inner(name: object) -> bool:
     """Says whether a name leads to a file inside of a folder, on any system, and can be shown.
 
-    A relative path of ordinary parts: none of them `..`, no backslash, no control character.
+    An ordinary name of which also Windows makes no other, and no longer than disks can hold.
+    """
+    return (
+        isinstance(name, str)
+        and is_ordinary(name)
+        and not any(letter in name for letter in '\\:*?"<>|')
+        and all(len(part.encode()) <= _LONGEST for part in name.split("/"))
+    )
+
+
+def is_ordinary(name: object) -> bool:
+    """Says whether git could have a file of this name, and whether it can be shown.
+
+    A relative path without empty parts, `.`, `..`, and control characters.
     """
     return (
         isinstance(name, str)
         and is_written(name)
-        and not any(letter in name for letter in '\\:*?"<>|')
-        and all(
-            part not in ("", ".", "..") and len(part.encode()) <= _LONGEST
-            for part in name.split("/")
-        )
+        and all(part not in ("", ".", "..") for part in name.split("/"))
     )
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgezoo_core import manifests, sources
 from edgezoo_core import recipe as recipes
+from edgezoo_core.adapter_sources import name_adapters, open_adapters
 from edgezoo_core.artifact import Artifact
 from edgezoo_core.errors import ArtifactError, RecipeError, VerificationError
 from edgezoo_core.shapes import Shapes, SignatureOptions, complete
@@ -85,7 +86,7 @@ def _adapters(records: Any, source: Source, progress: Progress) -> AdapterSet | 
     if not records:
         return None
     texts = [f"{record['source']}={record['weight']}" for record in records]
-    opened = sources.open_adapters(texts, source, progress)
+    opened = open_adapters(name_adapters(texts, progress), source, progress)
     for record, adapter in zip(records, opened.adapters, strict=True):
         found = {f.name: f.sha256 for f in adapter.files}
         _refuse_changed(adapter.source, record["files"], found)

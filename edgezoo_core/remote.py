@@ -6,18 +6,17 @@ is decided in one place, and a file that is cut short is seen before it is downl
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from edgezoo_core import checkpoint as checkpoints
-from edgezoo_core import hub, hub_session
+from edgezoo_core import hub, hub_cache, hub_session
 from edgezoo_core.checkpoint import SAFETENSORS_INDEX, TEXT_FILES, Checkpoint
-from edgezoo_core.errors import CheckpointError, EdgezooError, listing
-from edgezoo_core.hub_errors import explain
+from edgezoo_core.errors import CheckpointError, listing
+from edgezoo_core.hub_errors import explained
+from edgezoo_core.hub_repo import RemoteRepo
 from edgezoo_core.tensor_files import (
     PREFIX_BYTES,
     StoredTensor,
@@ -25,9 +24,6 @@ from edgezoo_core.tensor_files import (
     parse_safetensors,
 )
 from edgezoo_core.types import Progress, silent
-
-if TYPE_CHECKING:
-    from huggingface_hub.hf_api import ModelInfo
 
 CONFIG = "config.json"
 #: First bytes of a weight file that are asked for; most headers are shorter.
@@ -42,34 +38,6 @@ _MOST_FILES = 1000
 _AT_A_TIME = 8
 
 
-@dataclass(frozen=True, slots=True)
-class RemoteRepo:
-    """What the hub says about a repo at one commit.
-
-    Attributes:
-        repo: `org/name`.
-        revision: Branch, tag or commit that was asked for.
-        commit: The commit's hash.
-        license: Of the weights; `unknown` where the repo's card does not say.
-        is_gated: Whether the hub asks to accept the licence first.
-        sizes: Bytes by name of file.
-    """
-
-    repo: str
-    revision: str
-    commit: str
-    license: str
-    is_gated: bool
-    sizes: Mapping[str, int]
-
-    def __str__(self) -> str:
-        return f"{self.repo}@{self.commit}"
-
-
-class GatedError(CheckpointError):
-    """The repo is gated, and this user has no access."""
-
-
 class UnreadableAfarError(CheckpointError):
     """The weights are in files whose headers cannot be read afar."""
 
@@ -81,17 +49,12 @@ def look(repo: str, revision: str, *, progress: Progress = silent) -> RemoteRepo
         CheckpointError: The repo or the revision is missing, the token is wrong, or the hub does
             not answer and there is no copy.
     """
-
-    def has_copy() -> bool:
-        return hub.cached(repo, revision) is not None
-
-    try:
-        info = hub.ask(repo, revision, progress=progress, has_copy=has_copy)
-    except EdgezooError:
-        raise
-    except Exception as e:
-        raise explain(e, repo, revision) from e
-    return _described(repo, revision, info) if info else None
+    return hub.ask(
+        repo,
+        revision,
+        progress=progress,
+        has_copy=lambda: hub_cache.cached(repo, revision) is not None,
+    )
 
 
 def read_config(found: RemoteRepo, *, progress: Progress = silent) -> Mapping[str, Any] | None:
@@ -101,7 +64,7 @@ def read_config(found: RemoteRepo, *, progress: Progress = silent) -> Mapping[st
         CheckpointError: It cannot be fetched, or is no JSON object.
         GatedError: The repo is gated and this user has no access.
     """
-    if CONFIG not in found.sizes:
+    if CONFIG not in found.files:
         return None
     return checkpoints.read_config(fetch_text(found, CONFIG, progress=progress).parent)
 
@@ -113,7 +76,7 @@ def weight_files(found: RemoteRepo) -> tuple[str, ...]:
         CheckpointError: There are none, or several without an index.
     """
     try:
-        index, files = checkpoints.weight_files(found.sizes)
+        index, files = checkpoints.weight_files(found.files)
     except CheckpointError as e:
         raise CheckpointError(f"{found}: {e.message}", remedy=e.remedy) from e
     if index is None:
@@ -121,7 +84,7 @@ def weight_files(found: RemoteRepo) -> tuple[str, ...]:
     suffixes = (".safetensors",) if index == SAFETENSORS_INDEX else checkpoints.PYTORCH_SUFFIXES
     return tuple(
         n
-        for n in sorted(found.sizes)
+        for n in sorted(found.files)
         if n.endswith(suffixes) and "/" not in n and not n.startswith(checkpoints.NOT_WEIGHTS)
     )
 
@@ -142,7 +105,7 @@ def open_headers(
         UnreadableAfarError: They are PyTorch files.
     """
     try:
-        index, files = checkpoints.weight_files(found.sizes)
+        index, files = checkpoints.weight_files(found.files)
     except CheckpointError as e:
         raise CheckpointError(f"{found}: {e.message}", remedy=e.remedy) from e
     if index not in (None, SAFETENSORS_INDEX) or not all(f.endswith(".safetensors") for f in files):
@@ -156,17 +119,15 @@ def open_headers(
         files = tuple(sorted(set(named.values())))
     stage = "reading the headers of the weights"
     progress(stage)
-    try:
+    with explained(found.repo, found.revision):
         tensors = hub_session.patiently(lambda: _headers(found, index, files), stage, progress)
-    except Exception as e:
-        _explain(found, e)
     if index and named.keys() != tensors.keys():
         differing = sorted(named.keys() ^ tensors.keys())
         raise CheckpointError(
             f"{found}: {index} and the weight files do not agree on {listing(differing)}",
             remedy="report it to the repo's owner, or pass another --revision",
         )
-    texts = sorted(n for n in found.sizes if n in TEXT_FILES or n == CONFIG)
+    texts = sorted(n for n in found.files if n in TEXT_FILES or n == CONFIG)
     return Checkpoint(
         source=str(found),
         folder=Path(),
@@ -183,62 +144,19 @@ def fetch_text(found: RemoteRepo, name: str, *, progress: Progress = silent) -> 
         CheckpointError: It cannot be fetched, or is too large to be a text.
         GatedError: The repo is gated and this user has no access.
     """
-    from huggingface_hub import hf_hub_download
-
-    if found.sizes[name] > _LONGEST_TEXT_BYTES:
+    size = found.size_bytes(name)
+    if size > _LONGEST_TEXT_BYTES:
         raise CheckpointError(
-            f"{found}: {name} has {found.sizes[name]} bytes",
+            f"{found}: {name} has {size} bytes",
             remedy="do not use this checkpoint: no model needs such a file",
         )
-    stage = f"reading {name}"
-    progress(stage)
-    try:
-        return hub_session.patiently(
-            lambda: Path(hf_hub_download(found.repo, name, revision=found.commit)), stage, progress
-        )
-    except Exception as e:
-        _explain(found, e)
-
-
-def is_cached(found: RemoteRepo, name: str) -> bool:
-    """Says whether a file of the repo is in the client's cache already."""
-    from huggingface_hub import try_to_load_from_cache
-
-    return isinstance(try_to_load_from_cache(found.repo, name, revision=found.commit), str)
-
-
-def license_of(card: Any) -> str:
-    """Returns the name of the licence that a repo's card states, or `unknown`."""
-    name = getattr(card, "license", None)
-    # `other` says nothing; the card then names the licence in a field of its own.
-    if name == "other":
-        name = getattr(card, "license_name", None) or name
-    # It goes into a README as it is.
-    is_name = isinstance(name, str) and re.fullmatch(r"[\w.+-]+", name, re.ASCII)
-    return str(name) if is_name else "unknown"
-
-
-def _described(repo: str, revision: str, info: ModelInfo) -> RemoteRepo:
-    sizes = {s.rfilename: s.size or 0 for s in info.siblings or []}
-    license_name = license_of(info.card_data)
-    return RemoteRepo(repo, revision, str(info.sha), license_name, bool(info.gated), sizes)
-
-
-def _explain(found: RemoteRepo, error: Exception) -> NoReturn:
-    from huggingface_hub.errors import GatedRepoError
-
-    if isinstance(error, EdgezooError):
-        raise error
-    told = explain(error, found.repo, found.revision)
-    if isinstance(error, GatedRepoError):
-        told = GatedError(told.message, remedy=told.remedy)
-    raise told from error
+    return hub.fetch_file(found, name, progress=progress)
 
 
 def _headers(
     found: RemoteRepo, index: str | None, files: tuple[str, ...]
 ) -> dict[str, StoredTensor]:
-    absent = [f for f in files if f not in found.sizes]
+    absent = [f for f in files if f not in found.files]
     if absent:
         raise CheckpointError(
             f"{found}: {index} names {listing(absent)}, which the repo lacks",
@@ -262,7 +180,7 @@ def _headers(
 
 
 def _header(found: RemoteRepo, file: str) -> dict[str, StoredTensor]:
-    size = found.sizes[file]
+    size = found.size_bytes(file)
 
     def refuse(name: str) -> NoReturn:
         raise CheckpointError(
@@ -302,7 +220,7 @@ def _range(found: RemoteRepo, file: str, start: int, stop: int) -> bytes:
         hf_raise_for_status(response)
         # A server that knows no ranges sends the file from its beginning.
         skipped = start if response.status_code == 200 else 0
-        for chunk in response.iter_bytes(1 << 14):
+        for chunk in hub_session.steady(response):
             content += chunk
             if len(content) >= skipped + stop - start:
                 break

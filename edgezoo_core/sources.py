@@ -1,29 +1,28 @@
-"""From what the user names to local files: a model with its family, adapters, a tokenizer."""
+"""From what the user names to the local files of a model, and the family that converts it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgezoo_core import checkpoint as checkpoints
-from edgezoo_core import hub, manifests, plugins, remote, targets, tokenizer
+from edgezoo_core import hub, hub_cache, plugins, remote, targets
 from edgezoo_core import recipe as recipes
-from edgezoo_core.artifact import Artifact
-from edgezoo_core.cards import HUB_REPO, ModelCard
+from edgezoo_core.cards import ModelCard
 from edgezoo_core.checkpoint import Checkpoint
 from edgezoo_core.compiler import workers
 from edgezoo_core.compiler.job import Job
-from edgezoo_core.errors import ArtifactError, CheckpointError, TargetError
+from edgezoo_core.errors import CheckpointError, TargetError
+from edgezoo_core.hub_errors import GatedError
+from edgezoo_core.hub_repo import RemoteRepo
 from edgezoo_core.plugins import Plugin
-from edgezoo_core.remote import RemoteRepo
 from edgezoo_core.shapes import Shapes, SignatureOptions
 from edgezoo_core.targets import Target
 from edgezoo_core.types import Model, Progress, Recipe, silent
 
 if TYPE_CHECKING:
-    from edgezoo_core.adapter_merging import AdapterSet
     from edgezoo_core.hooks import LoadedPlugin
     from edgezoo_core.model import AuthoredModel
 
@@ -124,7 +123,7 @@ class Prospect:
         if self.checkpoint is not None:
             return self.checkpoint
         if self.repo is None:
-            raise hub.not_cached(str(self.target.repo), self.target.revision)
+            raise hub_cache.not_cached(str(self.target.repo), self.target.revision)
         return remote.open_headers(self.repo, self.fields, progress=progress)
 
 
@@ -157,15 +156,15 @@ def look(
         return Prospect(target, None, None, checkpoint, checkpoint.config)
     name = str(target.repo)
     repo = remote.look(name, target.revision, progress=progress)
-    snapshot = hub.cached(name, repo.commit if repo else target.revision)
+    snapshot = hub_cache.cached(name, repo.commit if repo else target.revision)
     if snapshot:
         checkpoint = checkpoints.open_folder(snapshot.folder, f"{name}@{snapshot.commit}")
         return Prospect(target, snapshot.commit, repo, checkpoint, checkpoint.config)
     if repo is None:
-        raise hub.not_cached(name, target.revision)
+        raise hub_cache.not_cached(name, target.revision)
     try:
         fields = remote.read_config(repo, progress=progress)
-    except remote.GatedError as e:
+    except GatedError as e:
         return Prospect(target, repo.commit, repo, None, None, e)
     return Prospect(target, repo.commit, repo, None, fields)
 
@@ -205,10 +204,8 @@ def fetch(prospect: Prospect, settled: Settled, *, progress: Progress = silent) 
         checkpoint = prospect.open()
     else:
         # Also where the weights are here: the cache notes the commit, and gets texts that it lacks.
-        repo = prospect.repo
-        snapshot = hub.pull_texts(repo.repo, repo.revision, progress=progress)
-        if prospect.checkpoint is None:
-            snapshot = hub.pull(repo.repo, repo.commit, progress=progress)
+        bring = hub.fetch_texts if prospect.checkpoint else hub.fetch
+        snapshot = bring(prospect.repo, progress=progress)
         checkpoint = checkpoints.open_folder(snapshot.folder, prospect.name)
     return Source(
         prospect.target,
@@ -246,122 +243,6 @@ def obtain(
         # What the config rules out is told before any weight is downloaded.
         context_length(settled, progress)
     return fetch(prospect, settled, progress=progress)
-
-
-def open_adapters(texts: Sequence[str], source: Source, progress: Progress) -> AdapterSet:
-    """Opens adapters and finds the tensor of the checkpoint for each of their parts.
-
-    Args:
-        texts: A folder or `org/name[@revision]` each, with `=WEIGHT` behind it if not 1.
-        source: What they are merged into.
-        progress: Told of each stage.
-
-    Raises:
-        TargetError: A weight is no number, or a folder is not there.
-        CheckpointError: An adapter cannot be obtained, read, merged exactly, or does not fit.
-    """
-    progress("reading the adapters")
-    from edgezoo_core import adapter_merging
-
-    parts = [find_adapter(text, progress) for text in texts]
-    return adapter_merging.open_adapters(
-        parts, source.checkpoint, source.config.get("tie_word_embeddings")
-    )
-
-
-def find_adapter(text: str, progress: Progress = silent) -> tuple[str, float, str]:
-    """Brings an adapter's files here.
-
-    Args:
-        text: See `parse_adapter`.
-        progress: Told of each stage.
-
-    Returns:
-        The folder, the weight, and what names the adapter: the folder, or `org/name@commit`.
-
-    Raises:
-        TargetError: The weight is no number, or the folder is not there.
-        CheckpointError: The adapter cannot be obtained.
-    """
-    name, factor = parse_adapter(text)
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return str(folder), factor, str(folder)
-    repo, _, revision = name.partition("@")
-    snapshot = hub.pull_adapter(repo, revision or "main", progress=progress)
-    return str(snapshot.folder), factor, f"{repo}@{snapshot.commit}"
-
-
-def parse_adapter(text: str) -> tuple[str, float]:
-    """Splits `FOLDER` or `org/name[@revision]`, with `=WEIGHT` behind it if not 1.
-
-    Raises:
-        TargetError: The weight is no number, or the folder is not there.
-    """
-    name, _, weight = text.rpartition("=") if "=" in text else (text, "", "1")
-    try:
-        factor = float(weight)
-    except ValueError as e:
-        raise TargetError(
-            f"--adapter {text}: {weight!r} is no number", remedy="write FOLDER=0.5, say"
-        ) from e
-    if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
-        raise TargetError(f"--adapter {name}: no such folder", remedy="check the path")
-    return name, factor
-
-
-def text_folder(converted: Artifact, progress: Progress = silent) -> Path:
-    """Returns the folder with the tokenizer of an artifact's source.
-
-    Raises:
-        ArtifactError: There is no manifest, or the folder is gone.
-        CheckpointError: The hub's copy cannot be had.
-    """
-    if converted.manifest is None:
-        raise ArtifactError(
-            f"{converted.path} has no manifest that names its source",
-            remedy="pass --tokenizer with a folder or a hub repo",
-        )
-    manifests.require(converted.manifest, converted.path, "checkpoint")
-    origin = converted.manifest["checkpoint"]
-    if origin["repo"]:
-        return hub.pull_texts(origin["repo"], origin["commit"], progress=progress).folder
-    folder = Path(origin["folder"] or "")
-    if not folder.is_dir():
-        raise ArtifactError(
-            f"{folder}, from which {converted.path.name} was made, is gone",
-            remedy="pass --tokenizer with a folder or a hub repo",
-        )
-    return folder
-
-
-def known_texts(converted: Artifact, progress: Progress = silent) -> Path | None:
-    """Returns the folder with the texts of an artifact's source; None if it holds no tokenizer.
-
-    Raises:
-        ArtifactError: There is no manifest, or the folder is gone.
-        CheckpointError: The hub's copy cannot be had.
-    """
-    folder = text_folder(converted, progress)
-    return folder if any((folder / name).is_file() for name in tokenizer.FILES) else None
-
-
-def tokenizer_folder(text: str, progress: Progress = silent) -> Path:
-    """Returns the folder of a tokenizer that the user named: a folder, or a hub repo.
-
-    Raises:
-        TargetError: It is neither.
-        CheckpointError: The hub's copy cannot be had.
-    """
-    folder = Path(text).expanduser()
-    if folder.is_dir():
-        return folder
-    repo, _, revision = text.partition("@")
-    if not HUB_REPO.fullmatch(repo):
-        raise TargetError(
-            f"{text} is neither a folder nor a hub repo", remedy="write a path, or org/name"
-        )
-    return hub.pull_texts(repo, revision or "main", progress=progress).folder
 
 
 def context_length(settled: Settled, progress: Progress = silent) -> int:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgezoo_core import cards
+from edgezoo_core import registry
+from edgezoo_core.cards import HUB_REPO, ModelCard
 from edgezoo_core.errors import TargetError, listing, nearest
 
 if TYPE_CHECKING:
-    from edgezoo_core.cards import ModelCard
     from edgezoo_core.plugins import Plugin
 
 
@@ -63,7 +63,7 @@ def parse(
         raise TargetError(
             f"{text} and --revision {revision} name two revisions", remedy="give one of them"
         )
-    if cards.HUB_REPO.fullmatch(repo):
+    if HUB_REPO.fullmatch(repo):
         if Path(text).is_dir():
             raise TargetError(
                 f"{text} is a folder here and could be a hub repo",
@@ -92,7 +92,7 @@ def find_card(model_id: str, plugins: Sequence[Plugin]) -> ModelCard:
         if plugin.is_usable and plugin.card and model_id in plugin.card.models:
             return plugin.card.models[model_id]
     broken = [p for p in plugins if p.state not in ("ok", "disabled")]
-    entry = cards.index().get(model_id)
+    entry = registry.index().get(model_id)
     bringers = [p for p in plugins if entry and p.distribution == entry.distribution]
     for culprit in bringers:
         if culprit.state != "ok":
@@ -110,7 +110,7 @@ def find_card(model_id: str, plugins: Sequence[Plugin]) -> ModelCard:
             f"{model_id} is not installed", remedy=f"run: pip install {entry.distribution}"
         )
     installed = [i for p in plugins if p.is_usable and p.card for i in p.card.models]
-    guess = nearest(model_id, [*installed, *cards.index()])
+    guess = nearest(model_id, [*installed, *registry.index()])
     hint = f" (broken plugins: {listing(p.family for p in broken)})" if broken else ""
     raise TargetError(
         f"no model is called {model_id!r}{hint}",

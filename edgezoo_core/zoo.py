@@ -11,18 +11,20 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgezoo_core import artifact, bundle, compiler, engines, partial, planning
+from edgezoo_core import artifact, bundle, engines, partial, planning
 from edgezoo_core import recipe as recipes
 from edgezoo_core import tokenizer as tokenizers
+from edgezoo_core.adapter_sources import name_adapters, open_adapters
 from edgezoo_core.artifact import Artifact
 from edgezoo_core.checkpoint import SourceFile
 from edgezoo_core.compiler import workers
+from edgezoo_core.compiler.versions import LIBRARIES
 from edgezoo_core.engines import Engine
 from edgezoo_core.errors import ArtifactError, EdgezooError
 from edgezoo_core.planning import Plan
 from edgezoo_core.plugins import Plugin
 from edgezoo_core.shapes import Shapes
-from edgezoo_core.sources import Source, fetch, look, open_adapters, settle
+from edgezoo_core.sources import Source, fetch, look, settle
 from edgezoo_core.stopwatch import Stopwatch, peak_memory_bytes
 from edgezoo_core.types import Progress, Recipe, silent
 
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 #: Distributions whose versions shape an artifact.
-VERSIONED = ("edgezoo-core", *compiler.VERSIONED)
+VERSIONED = ("edgezoo-core", *LIBRARIES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +106,7 @@ def convert(
         output=output,
         force=force,
         family=family,
-        adapters=adapters,
+        adapters=name_adapters(adapters, watch),
         engine=engine,
         jobs=jobs,
         use_cache=use_cache,
@@ -120,7 +122,7 @@ def convert(
     order = engines.Order(
         source.job(wanted.recipe, wanted.shapes),
         source,
-        open_adapters(adapters, source, watch) if adapters else None,
+        open_adapters(wanted.adapters, source, watch) if adapters else None,
         output,
         force,
         wanted.jobs,

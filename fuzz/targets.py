@@ -128,7 +128,7 @@ def cards(data: bytes) -> None:
 
 def registry(data: bytes) -> None:
     """The index of models."""
-    from edgezoo_core import cards as parser
+    from edgezoo_core import registry as parser
 
     with _refusing():
         parser.read_index(_put("registry.toml", data))
@@ -164,7 +164,7 @@ def adapter_weights(data: bytes) -> None:
 
 def manifest(data: bytes) -> None:
     """A manifest beside a file, and whatever reads its fields."""
-    from edgezoo_core import artifact, chat, decoder, inspection, sources
+    from edgezoo_core import artifact, chat, decoder, inspection, text_sources
     from edgezoo_core.contract import manifest as contracts
 
     path = _put("converted/model.tflite", _tflite())
@@ -175,7 +175,7 @@ def manifest(data: bytes) -> None:
         inspection.inspect(path)
     with _refusing():
         found = artifact.read(path)
-        for reader in (decoder.read, chat.suited, chat.bundle_of, sources.text_folder):
+        for reader in (decoder.read, chat.suited, chat.bundle_of, text_sources.text_folder):
             with _refusing():
                 reader(found)
 
@@ -223,7 +223,7 @@ def cache_record(data: bytes) -> None:
 def template(data: bytes) -> None:
     """A chat template, as the device renders it and as transformers does."""
     from edgezoo_core.bundle import rendering
-    from edgezoo_core.bundle.prompts import RefusedError
+    from edgezoo_core.bundle.turns import RefusedError
 
     turns = ({"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Yes"})
     with suppress(RefusedError):

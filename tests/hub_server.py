@@ -29,6 +29,8 @@ LARGE_SUFFIXES += (".tflite", ".litertlm")
 #: Entries per page of a tree listing.
 PAGE = 50
 CHUNK = 1 << 20
+#: Seconds between two bytes of an answer that trickles in.
+TRICKLE_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,7 @@ class Fault:
         kind: The content type of that.
         pause_s: Seconds between two bytes of a file that trickles in.
         is_stalled: Nothing comes until `HubServer.release` is set.
+        trickles: The part of the answer, `head` or `body`, that comes byte by byte, without end.
         moved_to: Origin that the request is redirected to.
         after: The file begins as it should, and this happens behind so many bytes of it.
     """
@@ -102,6 +105,7 @@ class Fault:
     kind: str = "text/html; charset=utf-8"
     pause_s: float | None = None
     is_stalled: bool = False
+    trickles: str | None = None
     moved_to: str | None = None
     after: int | None = None
 
@@ -126,6 +130,8 @@ class HubServer:
         ignores_ranges: Whether large files always come from their beginning.
         has_xet: Whether large files could be had over Xet as well.
         storage_at: Origin that large files are redirected to, if not `storage_url`.
+        also_listed: What every list of files holds besides, as it stands there.
+        stated_commits: Part (`api`, `resolve`) -> what it says in place of a commit's hash.
         uploads: Who may write, what was put, and what fails of it.
     """
 
@@ -149,6 +155,8 @@ class HubServer:
         self.ignores_ranges = False
         self.has_xet = False
         self.storage_at: str | None = None
+        self.also_listed: list[dict[str, object]] = []
+        self.stated_commits: dict[str, str] = {}
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
         self._server.daemon_threads = True
         self._server.block_on_close = False
@@ -314,6 +322,18 @@ class _Handler(TakesUploads, BaseHTTPRequestHandler):
             self.hub.is_waiting.set()
             self.hub.release.wait()
             self.close_connection = True
+        elif fault.trickles is not None:
+            self.send_response(HTTPStatus.OK)
+            byte = b" "
+            if fault.trickles == "body":
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Transfer-Encoding", "chunked")
+                self.end_headers()
+                byte = b"1\r\n \r\n"
+            self.flush_headers()
+            while not self.hub.release.wait(TRICKLE_S):
+                self.wfile.write(byte)
+            self.close_connection = True
         elif fault.page is not None:
             self._send_headers(HTTPStatus.OK, {"Content-Type": fault.kind}, len(fault.page))
             self._send_body([fault.page] if self.command != "HEAD" else [])
@@ -367,11 +387,12 @@ class _Handler(TakesUploads, BaseHTTPRequestHandler):
                 {"rfilename": name, **(_blob(file) if "blobs" in query else {})}
                 for name, file in files.items()
             ]
+            siblings += self.hub.also_listed
             self._send_json(
                 {
                     "id": repo,
                     "modelId": repo,
-                    "sha": commit,
+                    "sha": self.hub.stated_commits.get("api", commit),
                     "siblings": siblings,
                     "gated": "manual" if entry.is_gated else False,
                     "cardData": dict(entry.card),
@@ -402,7 +423,8 @@ class _Handler(TakesUploads, BaseHTTPRequestHandler):
         file = files.get(unquote(path))
         if file is None:
             raise _RefusedError(HTTPStatus.NOT_FOUND, "EntryNotFound", "Entry not found")
-        headers = {"X-Repo-Commit": commit, "ETag": f'"{file.etag}"'}
+        stated = self.hub.stated_commits.get("resolve", commit)
+        headers = {"X-Repo-Commit": stated, "ETag": f'"{file.etag}"'}
         if file.is_large:
             query = f"name={unquote(path)}&X-Signature=signed-for-one-hour"
             headers["X-Linked-Size"] = str(self.hub.stated_sizes.get(unquote(path), file.size))

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgezoo_core import planning
+from edgezoo_core.adapter_sources import name_adapters
 from edgezoo_core.batch.tasks import Task
 from edgezoo_core.planning import Request
 from edgezoo_core.planning.costs import Speed
@@ -86,7 +87,7 @@ def forecast(
         where.output,
         force=True,
         family=task.family,
-        adapters=task.adapters,
+        adapters=name_adapters(task.adapters, progress),
         engine="streaming",
         jobs=where.jobs,
         use_cache=True,

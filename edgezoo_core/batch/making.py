@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from edgezoo_core import artifact, certificate, compiler, sources, zoo
+from edgezoo_core import artifact, certificate, sources, zoo
+from edgezoo_core.adapter_sources import name_adapters, open_adapters
 from edgezoo_core.batch.store import Store
 from edgezoo_core.batch.tasks import Task
-from edgezoo_core.compiler import workers
+from edgezoo_core.compiler import versions, workers
 from edgezoo_core.errors import BatchError
 from edgezoo_core.sources import Source
 from edgezoo_core.types import Progress, silent
@@ -60,13 +61,13 @@ def make(
         return {"is_new": False, "record": record}
     with kept.scratch() as folder:
         source = _obtain(asked, progress)
-        adapters = asked.adapters
+        adapters = name_adapters(asked.adapters, progress)
         conversion = zoo.convert_source(
             source,
             recipe=asked.recipe,
             shapes=asked.shapes,
             output=folder,
-            adapters=sources.open_adapters(adapters, source, progress) if adapters else None,
+            adapters=open_adapters(adapters, source, progress) if adapters else None,
             jobs=jobs,
             with_bundle=asked.with_bundle and zoo.has_tokenizer(source.checkpoint.folder),
             progress=progress,
@@ -109,7 +110,7 @@ def _obtain(task: Task, progress: Progress) -> Source:
         card=task.card,
         progress=progress,
     )
-    if compiler.identity(source.plugin) != task.inputs["versions"]:
+    if versions.identity(source.plugin) != task.inputs["versions"]:
         raise BatchError(
             f"{platform.node()} has other versions of edgezoo, {source.plugin.distribution} or"
             " their libraries than the machine that planned",

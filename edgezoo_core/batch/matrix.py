@@ -9,9 +9,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from edgezoo_core import cards
 from edgezoo_core.errors import BatchError
 from edgezoo_core.shapes import KvLayout, Shapes
+from edgezoo_core.tables import Table, read_table
 
 _FOLDER = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)*")
 
@@ -58,7 +58,7 @@ def read(path: Path) -> tuple[Cell, ...]:
         BatchError: It cannot be read; a key is missing, misspelt or of the wrong kind; or a cell
             stands twice.
     """
-    table = cards.read_table(path, BatchError, "check the path")
+    table = read_table(path, BatchError, "check the path")
     common = _choices(table, path.parent, _NOTHING)
     cells: list[Cell] = []
     for row in table.tables("models"):
@@ -104,7 +104,7 @@ class _Choices:
 _NOTHING = _Choices()
 
 
-def _choices(table: cards.Table, folder: Path, common: _Choices) -> _Choices:
+def _choices(table: Table, folder: Path, common: _Choices) -> _Choices:
     layout = table.take("kv_layout", str, common.kv_layout)
     if layout is not None and layout not in get_args(KvLayout):
         raise BatchError(
@@ -137,11 +137,11 @@ def _cells(target: str, source: dict[str, Any], chosen: _Choices) -> list[Cell]:
     ]
 
 
-def _names(table: cards.Table, key: str, default: Any) -> Any:
+def _names(table: Table, key: str, default: Any) -> Any:
     return table.take_names(key) if key in table.values else table.take(key, list, default)
 
 
-def _lengths(table: cards.Table, key: str, default: Any) -> Any:
+def _lengths(table: Table, key: str, default: Any) -> Any:
     values = table.take(key, list, default)
     if values is default:
         return default

@@ -7,12 +7,13 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack, redirect_stdout, suppress
+from contextlib import ExitStack, chdir, redirect_stdout, suppress
 from typing import Any
 
-from edgezoo_core import compiler, errors, plugins
+from edgezoo_core import errors, plugins
 from edgezoo_core.batch import making
 from edgezoo_core.batch.forecast import Planned
+from edgezoo_core.compiler.versions import identity
 from edgezoo_core.errors import BatchError, EdgezooError, listing
 from edgezoo_core.types import Progress, silent
 
@@ -70,7 +71,9 @@ class OnRay:
         self._quiet.enter_context(redirect_stdout(_Talk()))
         alone: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
         try:
-            ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **alone)
+            # Ray's workers import from the folder where its driver happens to be, before all else.
+            with chdir("/"):
+                ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **alone)
         except Exception as e:
             self._quiet.close()
             raise BatchError(
@@ -180,7 +183,7 @@ def _differences(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]
 
 def _versions() -> dict[str, Any]:
     """Runs on a node: identities by family."""
-    return {p.family: compiler.identity(p) for p in plugins.discover() if p.is_usable}
+    return {p.family: identity(p) for p in plugins.discover() if p.is_usable}
 
 
 def _carry_out(stage: str, request: dict[str, Any]) -> dict[str, Any]:

@@ -7,9 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edgezoo_core import artifact, cache, checkpoint, compiler, hub, sources
+from edgezoo_core import artifact, cache, checkpoint, repo_files, sources
 from edgezoo_core import recipe as recipes
+from edgezoo_core.adapter_sources import NamedAdapter
 from edgezoo_core.batch.matrix import Cell
+from edgezoo_core.compiler import versions
 from edgezoo_core.compiler.job import recipe_from_json, recipe_to_json
 from edgezoo_core.errors import BatchError, EdgezooError, listing
 from edgezoo_core.shapes import Shapes, complete
@@ -30,7 +32,7 @@ class Task:
         commit: The repo's commit, None for a folder.
         family: Chooses between families that claim one architecture.
         card: Id of the card that describes the files.
-        adapters: With their commits, as `edgezoo_core.sources.open_adapters` takes them.
+        adapters: With their commits, as `edgezoo convert --adapter` takes them.
         recipe: What was asked for; a recipe file need not be there any more.
         shapes: Those that were named.
         is_verified: Whether the file is held against its source.
@@ -156,7 +158,7 @@ class _Preparing:
         job = sources.job(settled.model, settled.config, Path(), card, recipe, cell.shapes)
         context_length = cell.shapes.kv_cache_length or self._context_length(settled)
         options = complete(job.shapes, job.base, context_length)
-        adapters = [sources.find_adapter(text, self._progress) for text in cell.adapters]
+        adapters = [NamedAdapter(text, self._progress).fetch() for text in cell.adapters]
         files = self._content(target.folder) if target.folder else {}
         inputs = {
             "schema": _SCHEMA,
@@ -169,7 +171,7 @@ class _Preparing:
             "config": dict(settled.config),
             "recipe": recipe_to_json(recipe),
             "options": asdict(options),
-            "versions": compiler.identity(settled.plugin),
+            "versions": versions.identity(settled.plugin),
         }
         stem = Path(artifact.file_name(target.name, recipe.name, options.kv_cache_length))
         source = cache.digest({"source": inputs["source"]})
@@ -221,8 +223,8 @@ class _Preparing:
 
 def content(folder: Path) -> dict[str, str]:
     """Returns the sha256 of the files that a conversion reads in a folder: model, or adapter."""
-    weights = [folder / name for name in hub.ADAPTER_WEIGHTS if (folder / name).is_file()]
+    weights = [folder / name for name in repo_files.ADAPTER_WEIGHTS if (folder / name).is_file()]
     if weights:
-        files = [folder / hub.ADAPTER_CONFIG, weights[0]]
+        files = [folder / repo_files.ADAPTER_CONFIG, weights[0]]
         return {path.name: checkpoint.sha256(path) for path in files}
     return {file.name: file.sha256 for file in checkpoint.open_folder(folder).hash_files()}

@@ -14,7 +14,8 @@ from edgezoo_core import artifact, partial
 from edgezoo_core import decoder as decoders
 from edgezoo_core.artifact import BUNDLE_SUFFIX, Artifact
 from edgezoo_core.bundle import metadata, packing, prompts, vocabulary
-from edgezoo_core.bundle.prompts import Prompts, Turn
+from edgezoo_core.bundle.prompts import Prompts
+from edgezoo_core.bundle.turns import Turn
 from edgezoo_core.bundle.vocabulary import Form, Vocabulary
 from edgezoo_core.decoder import Decoder
 from edgezoo_core.errors import ArtifactError

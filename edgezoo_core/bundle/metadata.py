@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from edgezoo_core import texts
-from edgezoo_core.bundle.prompts import Prompts, Turn, stop_text
+from edgezoo_core.bundle.prompts import Prompts, stop_text
+from edgezoo_core.bundle.turns import Turn
 from edgezoo_core.bundle.vocabulary import Vocabulary
 from edgezoo_core.decoder import Decoder, KvCache
 from edgezoo_core.errors import ArtifactError

@@ -7,108 +7,22 @@ conversations before it is believed.
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
-Conversation = Sequence[Mapping[str, str]]
+from edgezoo_core.bundle import jinja, rendering
+from edgezoo_core.bundle.turns import Chat, Conversation, RefusedError, Renderer, Turn, Turns
+
 #: `prompt_templates`: the runtime's own way of putting prefixes and suffixes together is exact.
 #: `generated_jinja`: it is not, and a template written here is. `source_jinja`: the source's own.
 Kind = Literal["prompt_templates", "generated_jinja", "source_jinja", "none"]
 
-
-class RefusedError(Exception):
-    """A chat template does not take a conversation."""
-
-
-class Renderer(Protocol):
-    """What renders conversations."""
-
-    def render(self, conversation: Conversation, *, is_asked: bool) -> str:
-        """Renders turns, and the beginning of an answer if asked; start token left out.
-
-        Raises:
-            RefusedError: The template does not take them.
-        """
-
-
-class Chat(Renderer, Protocol):
-    """A source's chat template."""
-
-    @property
-    def template(self) -> str:
-        """Its Jinja text."""
-
-    @property
-    def tokens(self) -> Mapping[str, str]:
-        """The special tokens that it may name, `eos_token` say, start token left out."""
-
-    @property
-    def added(self) -> Collection[str]:
-        """The tokens that are matched before a text is split."""
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """Text around a role's content, and whether white space around the content is dropped."""
-
-    prefix: str
-    suffix: str
-    is_trimmed: bool = False
-
-    def render(self, content: str) -> str:
-        """Returns the turn."""
-        return self.prefix + (content.strip() if self.is_trimmed else content) + self.suffix
-
-
-@dataclass(frozen=True, slots=True)
-class Turns:
-    """A chat template that treats every turn of a role alike.
-
-    Attributes:
-        user: What the user says.
-        model: What the model answered.
-        system: The first message's, or None where the source refuses one.
-        opening: What the source says first where there is no system message.
-        answer: What asks the model to answer; mostly the model's prefix.
-        after_stop: The end of the model's suffix, behind the token that ends an answer.
-    """
-
-    user: Turn
-    model: Turn
-    system: Turn | None
-    opening: str
-    answer: str
-    after_stop: str = ""
-
-    def render(self, conversation: Conversation, *, is_asked: bool) -> str:
-        """Renders as `Chat.render` does.
-
-        Raises:
-            RefusedError: There is a system message, which the source refuses.
-        """
-        roles = {"user": self.user, "assistant": self.model, "system": self.system}
-        text = "" if conversation[0]["role"] == "system" else self.opening
-        for message in conversation:
-            turn = roles[message["role"]]
-            if turn is None:
-                raise RefusedError("no system message")
-            text += turn.render(message["content"])
-        return text + (self.answer if is_asked else "")
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether LiteRT-LM's own template renders the same from the prefixes and suffixes."""
-        turns = (self.user, self.model, self.system)
-        return (
-            not self.opening
-            and not self.after_stop
-            and self.answer == self.model.prefix
-            and all(t is not None and not t.is_trimmed for t in turns)
-            and not any(_UNSAFE.search(a) for t in turns if t for a in (t.prefix, t.suffix))
-        )
+_U, _A, _S = "user", "assistant", "system"
+#: Beginnings of every conversation that a phone can ask to be continued, told from each other by
+#: turns; each is tried with each text.
+_SHAPES = ((_U,), (_U, _A, _U), (_U, _A, _U, _A, _U), (_S, _U), (_S, _U, _A, _U))
+_TEXTS = ("Hello there!", "  two\nlines \n\n", "{{ x }} {% y %} <b>", "na\u00efve 12 34 \U0001f600")
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,17 +49,6 @@ def stop_text(ending: str, added: Collection[str]) -> str:
     return ending[: len(ending) - len(bare)] + token if token else ""
 
 
-# LiteRT-LM pastes affixes into Jinja text, where a newline behind a block, blanks before one, and
-# Jinja's own brackets are not what they are in the source.
-_UNSAFE = re.compile(r"^[\r\n]|(^|\n)[ \t]+$|\{[{%#]|[}%#]\}|[{%#}]$")
-
-_U, _A, _S = "user", "assistant", "system"
-#: Beginnings of every conversation that a phone can ask to be continued, told from each other by
-#: turns; each is tried with each text.
-_SHAPES = ((_U,), (_U, _A, _U), (_U, _A, _U, _A, _U), (_S, _U), (_S, _U, _A, _U))
-_TEXTS = ("Hello there!", "  two\nlines \n\n", "{{ x }} {% y %} <b>", "na\u00efve 12 34 \U0001f600")
-
-
 def find(chat: Chat | None) -> Prompts:
     """Finds how LiteRT-LM renders what a source's chat template does.
 
@@ -162,14 +65,11 @@ def find(chat: Chat | None) -> Prompts:
     if turns and turns.is_plain:
         return Prompts("prompt_templates", turns, end_of_answer=end)
     if turns:
-        return Prompts("generated_jinja", turns, generate(turns), end)
-    from edgezoo_core.bundle import rendering
-
-    jinja = _adapt(chat)
-    is_exact = jinja is not None and _is_exact(chat, rendering.Template(jinja))
-    if not is_exact:
+        return Prompts("generated_jinja", turns, jinja.generate(turns), end)
+    adapted = jinja.adapt(chat)
+    if adapted is None or not _is_exact(chat, rendering.Template(adapted)):
         return Prompts("none", end_of_answer=end)
-    return Prompts("source_jinja", jinja=jinja, end_of_answer=end)
+    return Prompts("source_jinja", jinja=adapted, end_of_answer=end)
 
 
 def derive(chat: Chat) -> Turns | None:
@@ -225,88 +125,6 @@ def _is_exact(chat: Chat, found: Renderer) -> bool:
             if _rendered(chat, conversation) != _rendered(found, conversation):
                 return False
     return True
-
-
-def generate(turns: Turns) -> str:
-    """Writes the Jinja template that renders turns, with nothing in it that minijinja lacks.
-
-    LiteRT-LM reads what a rendering adds to that of the turns before, and has read an answer up to
-    the token that ended it. So what follows that token is put before the next turn.
-    """
-    refusal = '{{- raise_exception("System role not supported") -}}'
-    system = _block(turns.system) if turns.system else refusal
-    opening = f'{{%- if loop.first and message.role != "system" -%}}{_say(turns.opening)}' + _END_IF
-    return (
-        '{%- set ns = namespace(rest="") -%}{%- for message in messages -%}'
-        '{{- ns.rest -}}{%- set ns.rest = "" -%}'
-        + (opening if turns.opening else "")
-        + '{%- if message.role == "user" -%}'
-        + _block(turns.user)
-        + '{%- elif message.role == "system" -%}'
-        + system
-        + "{%- else -%}"
-        + _block(replace(turns.model, suffix=turns.model.suffix.removesuffix(turns.after_stop)))
-        + f"{{%- set ns.rest = {json.dumps(turns.after_stop, ensure_ascii=False)} -%}}"
-        + _END_IF
-        + "{%- endfor -%}"
-        + f"{{%- if add_generation_prompt -%}}{{{{- ns.rest -}}}}{_say(turns.answer)}{_END_IF}"
-    )
-
-
-_END_IF = "{%- endif -%}"
-
-
-def _block(turn: Turn) -> str:
-    # Content is a text, or as LiteRT-LM 0.18 gives it, a list of typed parts.
-    trim = " | trim" if turn.is_trimmed else ""
-    return (
-        _say(turn.prefix)
-        + f"{{%- if message.content is string -%}}{{{{- message.content{trim} -}}}}{{%- else -%}}"
-        + '{%- for item in message.content -%}{%- if item.type == "text" -%}'
-        + f"{{{{- item.text{trim} -}}}}"
-        + _END_IF
-        + "{%- endfor -%}"
-        + _END_IF
-        + _say(turn.suffix)
-    )
-
-
-def _say(text: str) -> str:
-    # A literal keeps the newlines and blanks that Jinja strips off bare text.
-    return f"{{{{- {json.dumps(text, ensure_ascii=False)} -}}}}" if text else ""
-
-
-# LiteRT-LM gives content as a list of typed parts and names no special token.
-_PLAIN_MESSAGES = (
-    "{%- set ns = namespace(plain=[]) -%}{%- for message in messages -%}"
-    "{%- set text = message.content if message.content is string"
-    " else message.content[0].text -%}"
-    "{%- set ns.plain = ns.plain + [{'role': message.role, 'content': text}] -%}"
-    "{%- endfor -%}{%- set messages = ns.plain -%}"
-)
-
-
-def _adapt(chat: Chat) -> str | None:
-    """Returns the source's template with what it needs set before it; None where that is no use.
-
-    LiteRT-LM reads what a rendering adds to the one before, so that each must begin with the one
-    before; a template that rewrites earlier turns will not do.
-    """
-    if chat.template.count("bos_token") > 1:
-        return None
-    first = [{"role": "user", "content": "One"}, {"role": "assistant", "content": "Two"}]
-    try:
-        shorter = chat.render(first, is_asked=False)
-        longer = chat.render([*first, {"role": "user", "content": "Three"}], is_asked=True)
-    except RefusedError:
-        return None
-    if not longer.startswith(shorter):
-        return None
-    tokens = "".join(
-        f"{{%- set {name} = {json.dumps(token, ensure_ascii=False)} -%}}"
-        for name, token in sorted({**chat.tokens, "bos_token": ""}.items())
-    )
-    return tokens + _PLAIN_MESSAGES + chat.template
 
 
 def _mark(index: int) -> str:

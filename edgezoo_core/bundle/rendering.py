@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from edgezoo_core import sandbox
-from edgezoo_core.bundle.prompts import Conversation, RefusedError
+from edgezoo_core.bundle.turns import Conversation, RefusedError
 
 #: What LiteRT-LM's `EditTemplateForMinijinja` makes of Python's methods, in its order. Other
 #: methods fail: it uses minijinja without its Python mode.
@@ -44,12 +44,12 @@ _FUEL = 10_000_000
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A bundle's template; see `prompts.Renderer`."""
+    """A bundle's template; see `turns.Renderer`."""
 
     text: str
 
     def render(self, conversation: Conversation, *, is_asked: bool) -> str:
-        """See `prompts.Renderer`."""
+        """See `turns.Renderer`."""
         return render(self.text, conversation, is_asked=is_asked)
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 
 from edgezoo_core import sandbox
 from edgezoo_core import tokenizer as tokenizers
-from edgezoo_core.bundle.prompts import Conversation, RefusedError
+from edgezoo_core.bundle.turns import Conversation, RefusedError
 from edgezoo_core.errors import ArtifactError
 
 Form = Literal["sentencepiece", "huggingface"]
@@ -75,7 +75,7 @@ def load(folder: Path) -> Vocabulary:
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """A chat template, rendered by transformers in its sandbox; see `prompts.Chat`."""
+    """A chat template, rendered by transformers in its sandbox; see `turns.Chat`."""
 
     tokenizer: Any
     template: str
@@ -85,7 +85,7 @@ class ChatTemplate:
 
     @property
     def added(self) -> Collection[str]:
-        """See `prompts.Chat`."""
+        """See `turns.Chat`."""
         return [str(token) for token in self.tokenizer.added_tokens_decoder.values()]
 
     @cached_property
@@ -98,7 +98,7 @@ class ChatTemplate:
         return text.startswith(self._BOS)
 
     def render(self, conversation: Conversation, *, is_asked: bool) -> str:
-        """See `prompts.Chat`."""
+        """See `turns.Chat`."""
         text = self._render(conversation, is_asked=is_asked).removeprefix(self._BOS)
         return text.replace(self._BOS, self.tokenizer.bos_token or "")
 

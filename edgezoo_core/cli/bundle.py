@@ -32,7 +32,7 @@ def bundle_command(
 ) -> None:
     """Bundle FILE, a converted .tflite, with its tokenizer and chat template for LiteRT-LM."""
     with working(verbose=verbose) as stages:
-        from edgezoo_core import artifact, bundle, partial, sources, zoo
+        from edgezoo_core import artifact, bundle, partial, text_sources, zoo
 
         artifact.read(file)  # told before a lock is left beside what is no artifact
         with partial.reserved(file.resolve()):
@@ -42,9 +42,9 @@ def bundle_command(
             if not force:
                 bundle.refuse_existing(path)
             texts = (
-                sources.tokenizer_folder(tokenizer, stages)
+                text_sources.tokenizer_folder(tokenizer, stages)
                 if tokenizer
-                else sources.text_folder(converted, stages)
+                else text_sources.text_folder(converted, stages)
             )
             record, _ = zoo.pack(converted, texts, path, stages)
         stages.done()

@@ -55,17 +55,17 @@ def check_command(
 
 def _texts(file: Path, source: str | None, progress: Progress) -> Path | None:
     """Returns the folder with the source's texts; None if it is not known."""
-    from edgezoo_core import sources
+    from edgezoo_core import text_sources
     from edgezoo_core.artifact import Artifact
     from edgezoo_core.contract import manifest
 
     if source:
-        return sources.tokenizer_folder(source, progress)
+        return text_sources.tokenizer_folder(source, progress)
     found = manifest.beside(file)
     if found is None or "checkpoint" not in found:
         return None
     try:
-        return sources.known_texts(Artifact(file, found), progress)
+        return text_sources.known_texts(Artifact(file, found), progress)
     except EdgezooError as e:
         logger.warning("%s: what needs the source is not checked", e.message)
         return None

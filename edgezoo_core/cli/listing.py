@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from edgezoo_core import cards, plugins
+from edgezoo_core import plugins
 from edgezoo_core.cards import ModelCard
 from edgezoo_core.cli.options import json_option, print_json, table, verbose_option
 from edgezoo_core.errors import tame
@@ -41,6 +41,8 @@ def list_command(available: bool, as_json: bool, verbose: bool) -> None:
         for card, plugin in installed.values()
     ]
     if available:
+        from edgezoo_core import registry
+
         rows += [
             {
                 "id": entry.id,
@@ -48,7 +50,7 @@ def list_command(available: bool, as_json: bool, verbose: bool) -> None:
                 "distribution": entry.distribution,
                 "installed": False,
             }
-            for entry in cards.index().values()
+            for entry in registry.index().values()
             if entry.id not in installed
         ]
     rows.sort(key=lambda row: row["id"])

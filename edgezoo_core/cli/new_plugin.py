@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgezoo_core import cards, plugins
+from edgezoo_core import plugins, registry
 from edgezoo_core.cli.console import working
 from edgezoo_core.cli.options import json_option, print_json, table, verbose_option
 from edgezoo_core.errors import plain
@@ -57,7 +57,7 @@ def new_plugin_command(
         architectures = source.architectures
         stages("drafting the author")
         draft = draft_author(source)
-        taken = {*cards.index(), *(i for p in found if p.card for i in p.card.models)}
+        taken = {*registry.index(), *(i for p in found if p.card for i in p.card.models)}
         card = draft_card(draft.facts, names, taken)
         stages("writing the plugin")
         files = writing.write(names, draft, card, output)

@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from edgezoo_core import parents
-
 #: A supervisor's signals to end: what is in the making is removed, then the process ends.
 _ENDING = (signal.SIGTERM, signal.SIGHUP)
 #: What native code that runs a stranger's file may end by.
@@ -66,6 +64,8 @@ def survive_crashes() -> int | None:
     if sys.platform != "linux":
         return None
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # whoever ignores it is not told of the end
+    from edgezoo_core import parents
+
     watched = {signal.SIGINT, *_ENDING, signal.SIGCHLD}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, watched)
     child = os.fork()

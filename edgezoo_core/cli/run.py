@@ -92,7 +92,7 @@ def run_command(
 def _open(
     file: Path, engine: Engine | None, tokenizer: str | None, manner: Manner, stages: Stages
 ) -> Chat:
-    from edgezoo_core import artifact, sources
+    from edgezoo_core import artifact, text_sources
     from edgezoo_core import chat as chats
     from edgezoo_core import tokenizer as tokenizers
     from edgezoo_core.runtime import Session
@@ -105,9 +105,9 @@ def _open(
         return chats.LiteRTLMChat(chats.bundle_of(converted), manner)
     stages("loading the tokenizer")
     folder = (
-        sources.tokenizer_folder(tokenizer, stages)
+        text_sources.tokenizer_folder(tokenizer, stages)
         if tokenizer
-        else sources.text_folder(converted, stages)
+        else text_sources.text_folder(converted, stages)
     )
     text = tokenizers.load(folder)
     stages("loading the model")

@@ -2,39 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from functools import cache as once
-from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
-import edgezoo_core
 from edgezoo_core.cache import Cache, Entry, digest
 from edgezoo_core.checkpoint import Checkpoint
-from edgezoo_core.compiler import workers
+from edgezoo_core.compiler import versions, workers
 from edgezoo_core.compiler.job import HEAD, PROGRAM, TRACE, Job, recipe_to_json
 from edgezoo_core.config import is_same_reading
 from edgezoo_core.conversion.program import Program
 from edgezoo_core.errors import CacheError
-from edgezoo_core.plugins import Plugin, package_folder
+from edgezoo_core.plugins import Plugin
 from edgezoo_core.shapes import SignatureOptions
 from edgezoo_core.types import Progress, silent
-
-#: Distributions whose versions shape a graph.
-VERSIONED = (
-    "ai-edge-litert",
-    "ai-edge-quantizer",
-    "litert-converter",
-    "litert-torch",
-    "numpy",
-    "torch",
-    "transformers",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,58 +231,12 @@ class _Compilation:
         self._progress(f"waiting for {holder}, which compiles the same model")
 
 
-def identity(plugin: Plugin) -> dict[str, Any]:
-    """Returns versions and digests of all code that shapes a file of the plugin's family."""
-    return {
-        "core": {
-            "version": edgezoo_core.__version__,
-            "source": _digest_of(Path(__file__).parents[1]),
-        },
-        "plugin": {
-            "distribution": plugin.distribution,
-            "version": plugin.version,
-            "module": plugin.module,
-            "source": _digest_of(package_folder(plugin.module.partition(".")[0])),
-            "requirements": _requirements(plugin.distribution),
-        },
-        "libraries": {name: _version(name) for name in VERSIONED},
-    }
-
-
 def _parts(job: Job, plugin: Plugin, checkpoint: Checkpoint) -> dict[str, Any]:
     """Returns all that shapes a trace, but for the config."""
     return {
-        **identity(plugin),
+        **versions.identity(plugin),
         "model": {"family": job.model.family, "card": job.model.card_id},
         "base": asdict(job.base),
         "shapes": asdict(job.shapes),
         "tensors": {n: [list(t.shape), t.dtype] for n, t in checkpoint.tensors.items()},
     }
-
-
-@once
-def _digest_of(folder: Path) -> str:
-    """Returns the sha256 over a package's sources and data, names included."""
-    total = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.suffix in (".py", ".toml")):
-        content = path.read_bytes()
-        total.update(f"{path.relative_to(folder)}\0{len(content)}\0".encode())
-        total.update(content)
-    return total.hexdigest()
-
-
-def _requirements(distribution: str) -> dict[str, str]:
-    """Returns the versions of what a distribution asks for: its code may build on it."""
-    found = {}
-    with suppress(metadata.PackageNotFoundError):
-        for line in metadata.requires(distribution) or ():
-            name = "".join(c if c.isalnum() or c in "-_." else " " for c in line).split()[0]
-            found[name] = _version(name)
-    return found
-
-
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "absent"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from edgezoo_core.bundle import rendering
-from edgezoo_core.bundle.prompts import Conversation, RefusedError
+from edgezoo_core.bundle.turns import Conversation, RefusedError
 from edgezoo_core.contract.report import Fault, NotCheckedError, Severity, rule
 from edgezoo_core.contract.subject import Subject
 from edgezoo_core.errors import listing

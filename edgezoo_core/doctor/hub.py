@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
+from edgezoo_core import hub_session
 from edgezoo_core.doctor.finding import Finding
 from edgezoo_core.errors import plain
 
-#: Seconds that the hub may take to answer.
-TIMEOUT_S = 10.0
 #: Variables that change what huggingface_hub does, and say nothing secret.
 _VARIABLES = ("HF_ENDPOINT", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_HUB_DISABLE_XET")
 
@@ -45,23 +44,30 @@ def examine(*, is_offline: bool) -> Iterator[Finding]:
 
 def _ask(endpoint: str, token: str | None) -> Iterator[Finding]:
     import httpx2  # huggingface_hub's own client
-    from huggingface_hub.constants import ENDPOINT
+    from huggingface_hub import get_session
+    from huggingface_hub.constants import ENDPOINT, HF_HUB_ETAG_TIMEOUT
     from huggingface_hub.utils._headers import build_hf_headers
 
+    remedy = "check the connection, the proxy (HTTPS_PROXY) and HF_ENDPOINT"
+    remedy += "; a folder can be converted without it"
     try:
-        # No redirect is followed: the token is for this address alone.
-        answer = httpx2.get(
-            f"{ENDPOINT}/api/whoami-v2",
-            headers=build_hf_headers(token=token or False),
-            timeout=TIMEOUT_S,
-        )
-    except (httpx2.HTTPError, httpx2.InvalidURL, ValueError) as e:
-        found = f"{endpoint} cannot be reached ({type(e).__name__})"
-        remedy = "check the connection, the proxy (HTTPS_PROXY) and HF_ENDPOINT"
-        yield Finding("error", "hub", found, f"{remedy}; a folder can be converted without it")
+        with hub_session.guarded():
+            # No redirect is followed: the token is for this address alone.
+            answer = get_session().get(
+                f"{ENDPOINT}/api/whoami-v2",
+                headers=build_hf_headers(token=token or False),
+                timeout=HF_HUB_ETAG_TIMEOUT,
+                follow_redirects=False,
+            )
+    except hub_session.WebPageError:
+        yield Finding("error", "hub", f"{endpoint} answers with a web page", remedy)
+        return
+    except (hub_session.PassingError, httpx2.HTTPError, httpx2.InvalidURL, ValueError) as e:
+        fault = hub_session.as_passing(e) or f"cannot be reached ({type(e).__name__})"
+        yield Finding("error", "hub", plain(f"{endpoint}: {fault}"), remedy)
         return
     status = answer.status_code
-    if status >= 500 or status == 429 or 300 <= status < 400 or status == 404:
+    if 300 <= status < 400 or status in (404, 501, 505):
         remedy = "try again later, or check HF_ENDPOINT"
         yield Finding("error", "hub", f"{endpoint} answers {status}", remedy)
         return

@@ -22,7 +22,7 @@ from lm_eval.models.utils import (
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
-from edgezoo_core import artifact, sources
+from edgezoo_core import artifact, text_sources
 from edgezoo_core import tokenizer as tokenizers
 from edgezoo_core.errors import ArtifactError, EvaluationError, listing
 from edgezoo_core.runtime import Sampler, Session
@@ -76,9 +76,9 @@ class EdgezooLM(TemplateLM):
         super().__init__()
         self.artifact = _open(Path(path))
         if tokenizer:
-            folder = sources.tokenizer_folder(tokenizer, progress)
+            folder = text_sources.tokenizer_folder(tokenizer, progress)
         else:
-            folder = sources.text_folder(self.artifact, progress)
+            folder = text_sources.text_folder(self.artifact, progress)
         known = tokenizers.load(folder)
         self._stop, self._vocabulary = known.stop, known.size
         self.tokenizer = _transformers_tokenizer(folder)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from edgezoo_core import recipe as recipes
 from edgezoo_core import sources
+from edgezoo_core.adapter_sources import NamedAdapter, name_adapters
 from edgezoo_core.compiler import workers
 from edgezoo_core.engines import Engine
 from edgezoo_core.planning import costs, resources
@@ -69,7 +70,7 @@ def plan(
         output=output,
         force=force,
         family=family,
-        adapters=adapters,
+        adapters=name_adapters(adapters, progress),
         engine=engine,
         jobs=jobs,
         use_cache=use_cache,
@@ -88,7 +89,7 @@ def request(
     output: Path,
     force: bool,
     family: str | None,
-    adapters: Sequence[str],
+    adapters: tuple[NamedAdapter, ...],
     engine: Engine,
     jobs: int | None,
     use_cache: bool,
@@ -102,7 +103,7 @@ def request(
         output,
         force,
         family,
-        tuple(adapters),
+        adapters,
         engine,
         jobs or workers.default_jobs(),
         use_cache,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -24,8 +25,8 @@ from edgezoo_core.planning.sizes import Sizes
 #: Bytes per second that the time of a download is told by: 100 Mbit/s.
 DOWNLOAD_RATE = 12_500_000
 
-#: This process, before it streams and while.
-_LEADER_BYTES, _STREAMING_BYTES = 46_000_000, 72_000_000
+#: This process, before it streams and while; more for each row of the tallest matrix.
+_LEADER_BYTES, _STREAMING_BYTES, _ROW_BYTES = 46_000_000, 67_500_000, 52
 #: torch in this process: PyTorch files are read by it, and adapters merged.
 _TORCH_BYTES = 240_000_000
 #: A worker that traces: the libraries. A mask that is built in is held so many times.
@@ -33,17 +34,18 @@ _TRACER_BYTES, _MASKS_HELD = 672_000_000, 8
 #: The worker that quantizes: the libraries, each layer in each signature, the scales so many times.
 _QUANTIZER_BYTES, _QUANTIZER_LAYER_BYTES, _SCALES_HELD = 82_000_000, 280_000, 7
 #: The worker that bundles: the libraries, and the tokenizer's files so many times.
-_BUNDLER_BYTES, _TOKENIZERS_HELD = 330_000_000, 26
+_BUNDLER_BYTES, _TOKENIZERS_HELD = 385_000_000, 16
 #: litert-torch's own path: the libraries, and each parameter.
 _LITERT_BYTES, _LITERT_PARAMETER_BYTES = 1_200_000_000, 19.8
 
-#: Seconds in Python: to start, to import the libraries, to trace a signature, to quantize the graph
-#: and each signature in it, and to read a tokenizer with its libraries.
-_START, _IMPORT, _TRACE, _QUANTIZE, _QUANTIZE_SIGNATURE = 1.0, 5.0, 4.3, 0.7, 0.5
-_TOKENIZER = 5.5
+#: Seconds in Python: to start and to check the file, to import the libraries, to trace a signature,
+#: to quantize the graph and each layer in each signature.
+_START, _IMPORT, _TRACE, _QUANTIZE, _QUANTIZE_LAYER = 1.7, 6.0, 4.9, 0.6, 0.023
+#: To import what reads tokenizers, and to try one, per million bytes of it.
+_TOKENIZER, _TOKENIZER_MB = 7.4, 0.25
 #: Seconds per gigabyte: of the checkpoint read, hashed and encoded; of it more in blocks; of the
 #: artifact written, hashed, and synced; of the bundle copied and hashed.
-_STREAM, _BLOCKS, _WRITE, _HASH, _SYNC, _BUNDLE = 1.1, 0.35, 0.3, 0.75, 0.6, 2.5
+_STREAM, _BLOCKS, _WRITE, _HASH, _SYNC, _BUNDLE = 2.0, 0.5, 0.4, 1.1, 0.45, 3.5
 #: litert-torch's own path: to begin with, and per billion parameters.
 _LITERT, _LITERT_PARAMETERS = 70.0, 90.0
 _GB = 1e9
@@ -65,8 +67,9 @@ class Speed:
 
 
 #: Seconds of the probes on the reference machine.
-_REFERENCE = Speed(python=0.025, hashing=0.0067, disk=0.013)
-_HASHED_BYTES = _WRITTEN_BYTES = 1 << 23
+_REFERENCE = Speed(python=0.0312, hashing=0.0077, disk=0.0142)
+_PROBED_BYTES = 1 << 23
+_ROUNDS = 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,7 @@ class Work:
         signatures: How many, decode included.
         layers: Blocks of the model.
         parameters: Numbers in the model.
+        rows: Output channels of the tallest matrix: the vocabulary, mostly.
         has_blocks: Whether weights have scales by block.
         sizes: The artifact's.
         checkpoint_bytes: Weight files.
@@ -94,6 +98,7 @@ class Work:
     signatures: int
     layers: int
     parameters: int
+    rows: int
     has_blocks: bool
     sizes: Sizes
     checkpoint_bytes: int
@@ -116,11 +121,11 @@ def memory(work: Work) -> dict[str, int]:
             layers = work.signatures * work.layers * _QUANTIZER_LAYER_BYTES
             found["skeleton"] = _QUANTIZER_BYTES + layers + masks + _SCALES_HELD * work.sizes.scales
     found = {stage: _LEADER_BYTES + size for stage, size in found.items()}
+    streaming = _STREAMING_BYTES + _ROW_BYTES * work.rows + torch_bytes
     if work.engine != "litert":
-        found["streaming"] = _STREAMING_BYTES + torch_bytes
+        found["streaming"] = streaming
     if work.bundle_bytes:
-        bundler = _BUNDLER_BYTES + _TOKENIZERS_HELD * work.tokenizer_bytes
-        found["bundle"] = _STREAMING_BYTES + torch_bytes + bundler
+        found["bundle"] = streaming + _BUNDLER_BYTES + _TOKENIZERS_HELD * work.tokenizer_bytes
     return found
 
 
@@ -135,19 +140,21 @@ def seconds(work: Work, speed: Speed) -> dict[str, float]:
             rounds = math.ceil(work.signatures / work.jobs)
             found["trace"] = (_IMPORT + rounds * _TRACE) * speed.python
         if work.basis != "skeleton":
-            found["skeleton"] = (_QUANTIZE + work.signatures * _QUANTIZE_SIGNATURE) * speed.python
+            layers = work.signatures * work.layers
+            found["skeleton"] = (_QUANTIZE + layers * _QUANTIZE_LAYER) * speed.python
         rate = _STREAM + (_BLOCKS if work.has_blocks else 0.0)
         found["streaming"] = checkpoint * rate * speed.hashing + artifact * _WRITE * speed.disk
     found["hashing"] = artifact * _HASH * speed.hashing
     found["syncing"] = artifact * _SYNC * speed.disk
     if work.bundle_bytes:
         packed = work.bundle_bytes / _GB * _BUNDLE * max(speed.hashing, speed.disk)
-        found["bundle"] = _TOKENIZER * speed.python + packed
+        tokenizer = _TOKENIZER + _TOKENIZER_MB * work.tokenizer_bytes / 1e6
+        found["bundle"] = tokenizer * speed.python + packed
     return found
 
 
 def probe(folder: Path) -> Speed:
-    """Measures this machine in less than a third of a second.
+    """Measures this machine in about half a second.
 
     Args:
         folder: A folder on the disk that will be written; nothing stays there.
@@ -161,16 +168,19 @@ def probe(folder: Path) -> Speed:
 
 
 def probe_seconds(folder: Path) -> Speed:
-    """Returns the seconds that the probes take here; that of the disk, if it can be written."""
-    block = bytes(_HASHED_BYTES)
-    disk = _REFERENCE.disk
-    with suppress(OSError), tempfile.TemporaryFile(dir=folder) as file:
-        began = time.perf_counter()
-        file.write(block)
-        file.flush()
-        os.fsync(file.fileno())
-        disk = time.perf_counter() - began
-    return Speed(_least(_run_python), _least(lambda: hashlib.sha256(block).hexdigest()), disk)
+    """Returns the median seconds that the probes take here; that of the disk, if it can be written.
+
+    They take turns: a machine that others use, too, changes its speed from one moment to the next.
+    """
+    block = bytes(_PROBED_BYTES)
+    rounds = []
+    for _ in range(_ROUNDS):
+        python, hashing = _timed(_run_python), _timed(lambda: hashlib.sha256(block).digest())
+        disk = _REFERENCE.disk
+        with suppress(OSError):
+            disk = _timed(lambda: _write(block, folder))
+        rounds.append((python, hashing, disk))
+    return Speed(*map(statistics.median, zip(*rounds, strict=True)))
 
 
 def _run_python() -> object:
@@ -182,10 +192,14 @@ def _run_python() -> object:
     return sorted(table.values())
 
 
-def _least(run: Callable[[], object]) -> float:
-    times = []
-    for _ in range(3):
-        began = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - began)
-    return min(times)
+def _write(block: bytes, folder: Path) -> None:
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _timed(run: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began

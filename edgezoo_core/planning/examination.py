@@ -10,14 +10,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgezoo_core import engines, hub, remote, sources
-from edgezoo_core import tokenizer as tokenizers
+from edgezoo_core import engines, remote, sources
+from edgezoo_core.adapter_sources import NamedAdapter
 from edgezoo_core.cache import default_root
-from edgezoo_core.checkpoint import PYTORCH_SUFFIXES, TEXT_FILES, Checkpoint
+from edgezoo_core.checkpoint import PYTORCH_SUFFIXES, Checkpoint
 from edgezoo_core.compiler.job import Job
 from edgezoo_core.engines import Engine
-from edgezoo_core.errors import ArtifactError, CacheError, CheckpointError, EdgezooError
-from edgezoo_core.planning import costs, facts, resources, sizes
+from edgezoo_core.errors import CacheError, CheckpointError, EdgezooError
+from edgezoo_core.planning import costs, facts, inputs, limits, resources, sizes
 from edgezoo_core.planning.costs import Speed, Work
 from edgezoo_core.planning.facts import Facts
 from edgezoo_core.planning.result import Finding, Plan
@@ -27,8 +27,6 @@ from edgezoo_core.types import Progress, Recipe, silent
 
 #: A context for shapes where none is known.
 _LONG = 1 << 30
-#: Of the memory that processes together show, what they surely need: the rest they share.
-_UNSHARED = 0.7
 _ORDER = ("error", "warning", "note")
 
 
@@ -41,7 +39,7 @@ class Request:
     output: Path
     force: bool
     family: str | None
-    adapters: tuple[str, ...]
+    adapters: tuple[NamedAdapter, ...]
     engine: Engine
     jobs: int
     use_cache: bool
@@ -108,7 +106,8 @@ class _Examination:
             self._tell(family=settled.plugin.family, plugin=str(settled.plugin))
             checkpoint = self._open()
             known = self._learn(settled, checkpoint, is_full=is_full)
-        self._count_download(checkpoint)
+        size = inputs.download_bytes(self._prospect, checkpoint, self._request.adapters)
+        self._tell(download_bytes=size, download_seconds=size / costs.DOWNLOAD_RATE)
         self._check_adapters()
         if known and settled:
             self._measure(known, settled, checkpoint)
@@ -130,29 +129,6 @@ class _Examination:
         except CheckpointError as e:
             self._find("error", "tensors", e.message, e.remedy, CheckpointError)
         return None
-
-    def _count_download(self, checkpoint: Checkpoint | None) -> None:
-        repo = self._prospect.repo
-        size = 0
-        if repo and self._prospect.checkpoint is None:
-            names = {n for n in repo.sizes if n in TEXT_FILES or n == remote.CONFIG}
-            with suppress(CheckpointError):  # told already
-                names |= set(checkpoint.files if checkpoint else remote.weight_files(repo))
-            size = sum(repo.sizes[n] for n in names if not remote.is_cached(repo, n))
-        for text in self._request.adapters:
-            size += self._adapter_bytes(text)
-        self._tell(download_bytes=size, download_seconds=size / costs.DOWNLOAD_RATE)
-
-    def _adapter_bytes(self, text: str) -> int:
-        with suppress(EdgezooError):  # told where adapters are checked
-            name, _ = sources.parse_adapter(text)
-            name, _, revision = name.partition("@")
-            if not Path(name).expanduser().is_dir():
-                found = remote.look(name, revision or "main", progress=self._progress)
-                wanted = (*hub.ADAPTER_WEIGHTS, hub.ADAPTER_CONFIG)
-                held = found.sizes.items() if found else ()
-                return sum(size for n, size in held if n in wanted)
-        return 0
 
     def _learn(
         self, settled: Settled, checkpoint: Checkpoint | None, *, is_full: bool
@@ -191,11 +167,11 @@ class _Examination:
             return
         size = sizes.artifact(known.rules, known.shapes, known.layers, options)
         artifact_bytes = known.artifact_bytes or size.total
-        texts = self._texts(checkpoint)
+        texts = inputs.texts(self._prospect)
         bundle_bytes = 0
-        if self._request.with_bundle and any(n in texts for n in tokenizers.FILES):
+        if self._request.with_bundle and texts:
             bundle_bytes = sizes.bundle(artifact_bytes, texts)
-        work = self._work(known, options, size, bundle_bytes, checkpoint)
+        work = self._work(known, options, size, bundle_bytes, texts, checkpoint)
         memory, seconds = costs.memory(work), costs.seconds(work, self._speed)
         self._tell(
             options=options,
@@ -231,32 +207,16 @@ class _Examination:
             return options
         return None
 
-    def _texts(self, checkpoint: Checkpoint | None) -> Mapping[str, int]:
-        repo = self._prospect.repo
-        if self._prospect.checkpoint is None:
-            held = dict(repo.sizes) if repo else {}
-        else:
-            folder = self._prospect.checkpoint.folder
-            held = {p.name: p.stat().st_size for p in folder.iterdir() if p.is_file()}
-        return {n: size for n, size in held.items() if n in tokenizers.FILES}
-
     def _work(
         self,
         known: Facts,
         options: SignatureOptions,
         size: sizes.Sizes,
         bundle_bytes: int,
+        texts: Mapping[str, int],
         checkpoint: Checkpoint | None,
     ) -> Work:
-        repo = self._prospect.repo
-        files: tuple[str, ...] = ()
-        if checkpoint:
-            weights = sum(t.size_bytes for t in checkpoint.tensors.values())
-            files = checkpoint.weight_files
-        else:
-            files = remote.weight_files(repo) if repo else ()
-            weights = sum(repo.sizes[n] for n in files) if repo else 0
-        texts = self._texts(checkpoint)
+        weights, files = inputs.weights(self._prospect, checkpoint)
         return Work(
             engine=self._request.engine,
             basis=known.basis,
@@ -264,6 +224,7 @@ class _Examination:
             signatures=len(options.prefill_lengths) + 1,
             layers=known.layers,
             parameters=sum(math.prod(s) for s in known.shapes.values()),
+            rows=max((s[0] for s in known.shapes.values() if len(s) > 1), default=0),
             has_blocks=any(r.format and r.format.block_size for r in known.rules),
             sizes=size,
             checkpoint_bytes=weights,
@@ -274,9 +235,9 @@ class _Examination:
         )
 
     def _check_adapters(self) -> None:
-        for text in self._request.adapters:
+        for adapter in self._request.adapters:
             with self._finding("adapters"):
-                sources.parse_adapter(text)
+                adapter.parse()
         if self._request.adapters and self._request.engine == "litert":
             self._find(
                 "error",
@@ -291,18 +252,7 @@ class _Examination:
         free = resources.available_memory_bytes()
         needed = self._plan.peak_memory_bytes or 0
         self._tell(available_memory_bytes=free)
-        if free is None or needed <= free:
-            return
-        alone = max(costs.memory(replace(work, jobs=1)).values())
-        if work.engine == "litert":
-            remedy = "leave out --engine litert, or take a machine with more memory"
-        elif alone <= free and work.jobs > 1:
-            remedy = "close other programs, or pass --jobs 1"
-        else:
-            remedy = "close other programs, or take a machine with more memory"
-        message = f"{needed / 1e9:.2f} GB at the peak, {free / 1e9:.2f} GB free"
-        level: Any = "error" if _UNSHARED * needed > free else "warning"
-        self._find(level, "memory", message, remedy)
+        self._findings += limits.memory(work, needed, free)
 
     def _check_output(self, options: SignatureOptions) -> None:
         name = self._prospect.target.name
@@ -310,14 +260,7 @@ class _Examination:
         path = engines.output_path(
             request.output, name, request.recipe.name, options.kv_cache_length
         )
-        if not resources.is_writable(path.parent):
-            self._find(
-                "error",
-                "output",
-                f"{path.parent} cannot be written",
-                "pass another --output",
-                ArtifactError,
-            )
+        self._findings += limits.output(path)
         if not request.force:
             with self._finding("output"):
                 engines.refuse_existing(path, with_bundle=bool(self._plan.bundle_bytes))
@@ -337,17 +280,7 @@ class _Examination:
             uses.append(("compiled graph", self._cache_root(), 2 * graph))
         disks = resources.disks(uses)
         self._tell(disks=disks)
-        for disk in disks:
-            if disk.needed_bytes > disk.free_bytes:
-                self._find(
-                    "error",
-                    "disk",
-                    f"{disk.needed_bytes / 1e6:,.1f} MB for {', '.join(disk.holds)} on the disk of"
-                    f" {disk.path}, {disk.free_bytes / 1e6:,.1f} MB free",
-                    "free some space, or choose another disk: --output for the file, HF_HOME for"
-                    " the download",
-                    ArtifactError,
-                )
+        self._findings += limits.disks(disks)
 
     def _cache_root(self) -> Path:
         with suppress(CacheError):

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from edgezoo_core import artifact, contract, hub, plugins, remote, sources, targets
+from edgezoo_core import artifact, contract, text_sources
 from edgezoo_core.artifact import BUNDLE_SUFFIX
 from edgezoo_core.cards import HUB_REPO
 from edgezoo_core.errors import EdgezooError, PublishError, TargetError
-from edgezoo_core.publishing import card, commands, licences, speed, standing
+from edgezoo_core.publishing import card, commands, legal, licences, speed, standing
 from edgezoo_core.publishing.card import Facts
 from edgezoo_core.publishing.licences import Licence
 from edgezoo_core.publishing.speed import Described
@@ -24,12 +23,8 @@ from edgezoo_core.types import Progress, silent
 
 logger = logging.getLogger(__name__)
 
-#: What goes along with the weights if the source has it.
-_LEGAL = re.compile(r"(LICEN[CS]E|NOTICE|USE_POLICY)([._-][\w.-]*)?", re.ASCII | re.IGNORECASE)
 #: Of the extra `convert`: for the certificate's bounds, the contract, the card.
 _NEEDED = ("numpy", "litert_lm_builder", "jinja2")
-#: A longer text is no licence.
-_LONGEST_TEXT = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +101,14 @@ def prepare(
     digest = standing.model_sha256(path)
     found = standing.judge(manifest, digest)
     if found.fault and not decisions.is_uncertified:
-        raise PublishError(
-            f"{path} is not certified: {found.fault}",
-            remedy=f"run: edgezoo verify {path.with_suffix('.tflite')} (--uncertified publishes it"
-            " all the same, and its card says so)",
-        )
-    licence, legal = _licence(manifest, decisions, is_offline=is_offline, progress=progress)
+        raise _uncertified(path, found)
+    licence, notices = legal.find(
+        manifest,
+        named=decisions.licence,
+        is_accepted=decisions.is_licence_accepted,
+        is_offline=is_offline,
+        progress=progress,
+    )
     broken = _broken_rules(path, models, manifest, decisions, is_offline, progress)
     public = _public(manifest, found)
     recipe = commands.recipe_file(public)
@@ -133,13 +130,21 @@ def prepare(
     text = card.render(facts)
     files = [
         *models,
-        *legal,
+        *notices,
         File(facts.manifest_name, (json.dumps(public, indent=2) + "\n").encode()),
         File(README, text.encode()),
     ]
     if recipe:
         files.append(File(recipe[0], recipe[1].encode()))
     return Publication(repo, tuple(sorted(files, key=lambda f: f.name)), text, licence)
+
+
+def _uncertified(path: Path, found: standing.Standing) -> PublishError:
+    return PublishError(
+        f"{path} is not certified: {found.fault}",
+        remedy=f"run: edgezoo verify {path.with_suffix('.tflite')} (--uncertified publishes it"
+        " all the same, and its card says so)",
+    )
 
 
 def _manifest(path: Path) -> Mapping[str, Any]:
@@ -236,81 +241,7 @@ def _texts(
         return None
     described = artifact.Artifact(Path(models[0].name), manifest)
     try:
-        return sources.known_texts(described, progress)
+        return text_sources.known_texts(described, progress)
     except EdgezooError as e:
         logger.warning("%s: what needs the source is not checked", e.message)
-        return None
-
-
-def _licence(
-    manifest: Mapping[str, Any], decisions: Decisions, *, is_offline: bool, progress: Progress
-) -> tuple[Licence, list[File]]:
-    """Returns the source's licence, and the texts that go along with it."""
-    checkpoint = manifest["checkpoint"]
-    stated, legal = None, list(_legal_texts(Path(checkpoint["folder"] or "")))
-    if checkpoint["repo"] and not is_offline:
-        stated, legal = _ask(checkpoint["repo"], checkpoint["commit"], progress)
-    licence = licences.find(stated)
-    if licence.name == "unknown":
-        licence = licences.find(_card_licence(manifest))
-    if decisions.licence:
-        named = licences.find(decisions.licence)
-        if licence.name not in ("unknown", named.name):
-            raise PublishError(
-                f"the source's licence is {licence.name}, not {named.name}",
-                remedy="leave out --licence",
-            )
-        licence = named
-    licences.refuse(licence, is_accepted=decisions.is_licence_accepted)
-    if not is_offline:
-        _refuse_adapters(manifest, decisions, progress)
-    if licence.condition:
-        logger.warning("%s: %s (%s)", licence.name, licence.condition, licence.source)
-    if licence.notice and not any(f.name.upper().startswith("NOTICE") for f in legal):
-        legal.append(File("NOTICE", f"{licence.notice}\n".encode()))
-    return licence, legal
-
-
-def _refuse_adapters(manifest: Mapping[str, Any], decisions: Decisions, progress: Progress) -> None:
-    """Stops what the licence of an adapter from the hub does not let pass."""
-    for record in manifest.get("adapters", ()):
-        repo, at, commit = record["source"].partition("@")
-        if at and HUB_REPO.fullmatch(repo) and not decisions.is_licence_accepted:
-            stated, _ = _ask(repo, commit, progress)
-            if not licences.find(stated).is_open:
-                raise PublishError(
-                    f"the licence of the adapter {repo} is {stated}",
-                    remedy="if it lets you publish what was merged, pass --accept-licence",
-                )
-
-
-def _legal_texts(folder: Path) -> Iterator[File]:
-    if folder == Path() or not folder.is_dir():
-        return
-    for path in sorted(folder.iterdir()):
-        is_text = _LEGAL.fullmatch(path.name) and path.is_file()
-        if is_text and path.stat().st_size <= _LONGEST_TEXT:
-            yield File(path.name, path.read_bytes())
-
-
-def _ask(repo: str, commit: str, progress: Progress) -> tuple[str, list[File]]:
-    found = remote.look(repo, commit, progress=progress)
-    if found is None:
-        raise hub.not_cached(repo, commit)
-    texts = [
-        File(name, remote.fetch_text(found, name, progress=progress).read_bytes())
-        for name, size in sorted(found.sizes.items())
-        if size <= _LONGEST_TEXT and _LEGAL.fullmatch(name)
-    ]
-    return found.license, texts
-
-
-def _card_licence(manifest: Mapping[str, Any]) -> str | None:
-    """Returns what the family's card says, if the source is the checkpoint of a card."""
-    model_id = manifest["model"]["card_id"]
-    if model_id is None:
-        return None
-    try:
-        return targets.find_card(model_id, plugins.discover()).license
-    except EdgezooError:
         return None

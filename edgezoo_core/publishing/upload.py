@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgezoo_core.checkpoint import git_sha1, sha256
 from edgezoo_core.errors import EdgezooError, PublishError, listing
-from edgezoo_core.hub_session import keep_token_home
+from edgezoo_core.hub_session import keep_token_home, limit_time
 from edgezoo_core.publishing.card import MARK
 from edgezoo_core.publishing.faults import explain
 from edgezoo_core.types import Progress, silent
@@ -228,7 +228,8 @@ def _keeping_token_home() -> Iterator[None]:
     """Lets huggingface_hub's client send the token to the hub's own origin only.
 
     The client drops it where a redirect leaves the origin, but sends it wherever the answer about
-    an upload says that the upload is to be confirmed. It also would wait forever.
+    an upload says that the upload is to be confirmed. It also would wait forever, for an answer and
+    for its end.
     """
     from huggingface_hub import set_client_factory
     from huggingface_hub.utils._http import default_client_factory
@@ -236,7 +237,7 @@ def _keeping_token_home() -> Iterator[None]:
     def guarded() -> httpx2.Client:
         client = default_client_factory()
         hooks: dict[str, list[Any]] = client.event_hooks
-        client.event_hooks = {**hooks, "request": [*hooks["request"], keep_token_home]}
+        client.event_hooks = {**hooks, "request": [*hooks["request"], keep_token_home, limit_time]}
         client.timeout = TIMEOUT_S
         return client
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from edgezoo_core import hub, remote
+from edgezoo_core import hub_cache, remote
 from edgezoo_core.errors import CheckpointError
 from edgezoo_core.scaffold.source import Source, from_folder
 from edgezoo_core.types import Progress, silent
@@ -52,7 +52,7 @@ def from_hub(repo: str, revision: str, *, progress: Progress = silent) -> Source
 
 
 def _from_cache(repo: str, revision: str, progress: Progress) -> Source:
-    snapshot = hub.cached(repo, revision)
+    snapshot = hub_cache.cached(repo, revision)
     if snapshot is None:
-        raise hub.not_cached(repo, revision)
+        raise hub_cache.not_cached(repo, revision)
     return replace(from_folder(snapshot.folder, progress=progress), repo=repo, revision=revision)

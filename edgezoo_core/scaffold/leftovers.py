@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from edgezoo_core.config import CHANGES_MATHEMATICS, INERT
+from edgezoo_core.config_fields import CHANGES_MATHEMATICS, INERT
 from edgezoo_core.scaffold.fields import literal
 from edgezoo_core.scaffold.knowledge import Knowledge
 

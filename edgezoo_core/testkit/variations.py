@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from edgezoo_core.config import CHANGES_MATHEMATICS, INERT
+from edgezoo_core.config_fields import CHANGES_MATHEMATICS, INERT
 from edgezoo_core.testkit.samples import ORIGINAL_CONTEXT, SIZES, WINDOW, Reference
 
 #: How fields with an activation end, and activations to try, as transformers spells them.

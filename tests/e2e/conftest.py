@@ -31,7 +31,7 @@ import edgezoo_core.checkpoint
 def hf_download(repo, revision, progress):
     # What `hf download --include` does.
     from huggingface_hub import snapshot_download
-    from edgezoo_core.hub import Snapshot
+    from edgezoo_core.hub_cache import Snapshot
     patterns = ["*.json", "*.safetensors"]
     folder = Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
     return Snapshot(folder, folder.name)

@@ -111,6 +111,7 @@ def begin(matrix, store, environment, *arguments):
         stderr=subprocess.PIPE,
         text=True,
         env={**ENVIRONMENT, **environment},
+        cwd=matrix.parent,
     )
 
 
@@ -142,6 +143,8 @@ def test_killed_node_costs_no_artifact_and_none_is_made_twice(
 ):
     matrix = tmp_path / "ZOO.toml"
     matrix.write_text(MATRIX)
+    # What lies in the folder where the user happens to be is nothing to import.
+    (tmp_path / "edgezoo_core.py").write_text("raise RuntimeError('the wrong module')")
     driver = environment("driver")
     store.held_node = "one"
     run = begin(matrix, store.url, driver, "--address", cluster.address)

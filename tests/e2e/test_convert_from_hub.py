@@ -49,6 +49,11 @@ def edgezoo(hub, tmp_path):
     return run
 
 
+def questions(hub):
+    """What the hub was asked about repos."""
+    return [r.path for r in hub.requests if r.path.startswith("/api/")]
+
+
 def test_repo_converts_and_records_its_commit(hub, edgezoo, files):
     config = {**json.loads(files["config.json"]), "flux_capacitor": 1.21}
     commit = hub.publish(REPO, {**files, "config.json": json.dumps(config).encode()})
@@ -61,7 +66,12 @@ def test_repo_converts_and_records_its_commit(hub, edgezoo, files):
     assert report["manifest"]["checkpoint"]["commit"] == commit
     assert report["manifest"]["model"]["source"] == f"{REPO}@{commit}"
     assert Path(report["path"]).name == "tiny_dynamic_int8_ekv32.tflite"
-    # Again, from the cache alone.
+    assert questions(hub) == [f"/api/models/{REPO}/revision/main?blobs=true"]
+    assert done.stderr.count(f"asking the hub for {REPO}") == 1
+    # Again, where only the commit is to be asked for, and from the cache alone.
+    hub.requests.clear()
+    edgezoo("convert", REPO, "--prefill", 4, "--kv-cache", 32, "--json", "--force")
+    assert [r.path for r in hub.requests] == [f"/api/models/{REPO}/revision/main?blobs=true"]
     again = edgezoo(
         *("convert", REPO, "--prefill", 4, "--kv-cache", 32, "--json", "--force"),
         HF_HUB_OFFLINE="1",
@@ -93,6 +103,8 @@ def test_adapter_from_the_hub_equals_the_one_in_a_folder(hub, edgezoo, files, tm
         text: json.loads(edgezoo(*options, *(("--adapter", text) if text else ())).stdout)
         for text in ("acme/adapter", "./adapter", "")
     }
+    about = [path.split("/")[4] for path in questions(hub)]
+    assert about == ["tiny", "adapter", "tiny", "tiny"]
     sums = {text: report["manifest"]["artifact"]["sha256"] for text, report in made.items()}
     assert sums["acme/adapter"] == sums["./adapter"] != sums[""]
     assert made["acme/adapter"]["manifest"]["adapters"][0]["source"] == f"acme/adapter@{commit}"

@@ -123,7 +123,45 @@ def test_trickle_is_no_download(hub, client):
     answer = client.pull(REPO, **SHORT)
     assert contents(answer) == FILES
     (wait,) = waits(answer)
-    assert wait.startswith("waiting, as the hub's storage sends next to nothing: try 2 of 5")
+    who = "the hub's storage at localhost"
+    assert wait.startswith(f"waiting, as {who} sends next to nothing: try 2 of 5")
+
+
+@pytest.mark.parametrize(
+    ("part", "faults", "who"),
+    [
+        ("api", [Fault(trickles="head")], "the hub"),
+        ("resolve", [Fault(trickles="head")], "the hub"),
+        # The first request asks where the file is, the second for config.json itself.
+        ("resolve", [None, Fault(trickles="body")], "the hub"),
+        ("storage", [Fault(trickles="head")], "the hub's storage at localhost"),
+    ],
+)
+def test_trickle_is_no_answer(hub, client, part, faults, who):
+    files = {**FILES, "config.json": b" " * 1000}  # of which something came
+    hub.publish(REPO, files)
+    hub.faults[part] = iter(faults)
+    answer = client.pull(REPO, **SHORT)
+    assert contents(answer) == files
+    (wait,) = waits(answer)
+    assert wait.startswith(f"waiting, as {who} sends next to nothing: try 2 of 5")
+
+
+def test_trickle_that_stays_is_told(hub, client):
+    hub.publish(REPO, FILES)
+    hub.faults["resolve"] = itertools.repeat(Fault(trickles="head"))
+    answer = client.pull(REPO, **SHORT)
+    assert "failed: the hub sends next to nothing (tried 5 times)" in answer.error
+    assert answer.remedy.startswith("run the command again")
+
+
+def test_trickle_is_not_waited_for_where_there_is_a_copy(hub, client):
+    hub.publish(REPO, FILES)
+    client.pull(REPO)
+    hub.faults["api"] = itertools.repeat(Fault(trickles="body"))
+    answer = client.pull(REPO, **SHORT)
+    assert contents(answer) == FILES
+    assert waits(answer) == []
 
 
 # Faults that stay.

@@ -289,7 +289,7 @@ def test_missing_repo(hub, client, token):
 def test_name_that_no_repo_can_have(client):
     answer = client.pull("acme/a/b")
     assert answer.error == "'acme/a/b' is no valid repo name"
-    assert answer.remedy == "write org/name"
+    assert answer.remedy.startswith("write org/name")
 
 
 # The hub away.
@@ -407,6 +407,78 @@ def test_index_that_leaves_the_repo(hub, client, path):
     assert "tampered with" in answer.remedy
     assert not any("evil" in r.path for r in hub.requests)
     assert not list(client.home.rglob("*evil*"))
+
+
+def everything(folder):
+    """All there is in a folder."""
+    return {str(p.relative_to(folder)) for p in folder.rglob("*")}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../../evil.safetensors",
+        "/tmp/evil.safetensors",
+        "evil//config.json",
+        "evil\0.safetensors",
+        "evil\x1b[2J.json",
+        "evil\u202etxt.json",
+        "",
+        7,
+    ],
+    ids=ascii,
+)
+def test_list_with_a_name_that_no_file_has(hub, client, name):
+    commit = hub.publish(REPO, {**model(), "evil.safetensors": weights()})
+    hub.also_listed.append({"rfilename": name, "size": 8, "blobId": "0" * 40})
+    before = everything(client.home.parent)
+    answer = client.pull(REPO)
+    assert answer.error == (
+        f"{REPO}@{commit}: the hub's list holds names that no file of a repo has: {name!a}"
+    )
+    assert "tampered with" in answer.remedy
+    assert len(hub.requests) == 1
+    written = everything(client.home.parent) - before
+    assert {Path(name).name for name in written} == {"streams.txt"}
+
+
+@pytest.mark.parametrize("name", ["..\\evil.safetensors", "C:evil.safetensors"])
+def test_name_that_some_system_understands_otherwise(hub, client, name):
+    commit = hub.publish(REPO, {**TEXTS, name: weights()})
+    answer = client.pull(REPO)
+    assert answer.error == f"{REPO}@{commit}: {name!a} is no name that a file has on every system"
+    assert answer.remedy
+    assert not any("evil" in r.path for r in hub.requests)
+    # Where it is not needed, it is no hindrance.
+    hub.publish(REPO, {**model(), name: weights()})
+    assert contents(client.pull(REPO)) == model()
+
+
+@pytest.mark.parametrize("commit", ["../../../../evil", "main", "A" * 40, ""])
+def test_commit_that_is_none(hub, client, commit):
+    hub.publish(REPO, model())
+    hub.stated_commits["api"] = commit
+    answer = client.pull(REPO)
+    assert answer.error == f"what answers in place of the hub names no commit of {REPO}"
+    assert "HF_ENDPOINT" in answer.remedy
+    assert not list(client.home.parent.rglob("*evil*"))
+    assert len(hub.requests) == 1
+
+
+@pytest.mark.parametrize("size", [-1, "8"])
+def test_size_that_is_none(hub, client, size):
+    commit = hub.publish(REPO, model())
+    hub.also_listed.append({"rfilename": "notes.txt", "size": size, "blobId": "0" * 40})
+    answer = client.pull(REPO)
+    assert answer.error == f"{REPO}@{commit}: notes.txt has a size of {size!a} by the hub's list"
+
+
+def test_file_of_another_commit(hub, client):
+    hub.publish(REPO, model())
+    hub.stated_commits["resolve"] = "../../../../evil"
+    answer = client.pull(REPO)
+    assert "says nothing of acme/tiny: config.json that a hub would say" in answer.error
+    assert not list(client.home.parent.rglob("*evil*"))
 
 
 def test_index_that_names_a_missing_shard(hub, client):

@@ -202,6 +202,28 @@ def test_a_hostile_header_is_refused_from_afar(hub, edgezoo, files, header, mess
     assert weights_of(hub) <= 1 << 16
 
 
+def test_a_header_that_trickles_in_is_asked_for_again(hub, hub_server, edgezoo, files):
+    hub.publish(REPO, files)
+    hub.faults["storage"] = iter([hub_server.Fault(trickles="body")])
+    done = edgezoo("plan", REPO, *SHAPES, "--json", HF_HUB_DOWNLOAD_TIMEOUT="2")
+    assert json.loads(done.stdout)["basis"] == "module"
+    said = "waiting, as the hub's storage at localhost sends next to nothing: try 2 of 5"
+    assert said in done.stderr
+
+
+@pytest.mark.parametrize("name", ["../../evil.json", "/tmp/evil.json", "evil\x1b[2J.json"])
+@pytest.mark.parametrize("command", ["plan", "convert"])
+def test_a_list_with_names_that_lead_out_is_refused(hub, edgezoo, files, tmp_path, command, name):
+    hub.publish(REPO, files)
+    hub.also_listed.append({"rfilename": name, "size": 8, "blobId": "0" * 40})
+    before = set(tmp_path.parent.rglob("*"))
+    failed = edgezoo(command, REPO, *SHAPES, code=1)
+    assert f"names that no file of a repo has: {name!a}" in failed.stderr
+    assert "Fix: " in failed.stderr
+    assert [r.path for r in hub.requests] == [f"/api/models/{REPO}/revision/main?blobs=true"]
+    assert set(tmp_path.parent.rglob("*")) == before
+
+
 def test_a_target_that_cannot_be_looked_at_is_an_error_of_its_own(hub, edgezoo, files):
     hub.publish(REPO, files)
     assert "the hub has no model acme/none" in edgezoo("plan", "acme/none", code=1).stderr

@@ -33,7 +33,9 @@ job = json.load(sys.stdin)
 logging.basicConfig(stream=sys.stderr, level=logging.DEBUG)
 from dataclasses import asdict
 from edgezoo_core.errors import PublishError
+from edgezoo_core.publishing import upload
 from edgezoo_core.publishing.upload import File, publish
+upload.TIMEOUT_S = job["timeout_s"]
 files = [File(p.name, p if p.suffix != ".json" else p.read_bytes())
          for p in sorted(Path(job["folder"]).iterdir())]
 try:
@@ -67,14 +69,16 @@ def publish(hub, tmp_path):
     hub.uploads.writers[TOKEN] = {"acme"}
     home = tmp_path / "home"
 
-    def run(files=FILES, repo=REPO, token=TOKEN, **options):
+    def run(files=FILES, repo=REPO, token=TOKEN, timeout_s=60, **options):
         folder = tmp_path / "files"
         folder.mkdir(exist_ok=True)
         for name, content in files.items():
             (folder / name).write_bytes(content)
         done = subprocess.run(
             [sys.executable, "-c", PUBLISH],
-            input=json.dumps({"folder": str(folder), "repo": repo, "options": options}),
+            input=json.dumps(
+                {"folder": str(folder), "repo": repo, "timeout_s": timeout_s, "options": options}
+            ),
             capture_output=True,
             text=True,
             check=False,
@@ -257,5 +261,13 @@ def test_what_the_hub_refuses_is_told(hub, publish, options, error, remedy):
 def test_a_hub_that_is_gone_is_told(hub, publish):
     hub.stop()
     answer = publish()
-    assert answer["error"].startswith(f"the upload to {REPO} failed (ConnectError")
+    assert answer["error"].startswith(f"the upload to {REPO} failed: the hub cannot be reached (")
     hub.stop = lambda: None  # the fixture stops it, too
+
+
+def test_a_hub_whose_answer_trickles_in_is_told(hub, hub_server, publish):
+    hub.faults["api"] = iter([hub_server.Fault(trickles="head")])
+    answer = publish(timeout_s=1)
+    assert answer["error"] == f"the upload to {REPO} failed: the hub sends next to nothing"
+    assert answer["remedy"].startswith("run the command again")
+    assert "error" not in publish()

@@ -24,7 +24,7 @@ from same_graph import differences
 
 from edgezoo_core import compiler, recipe, sources, zoo
 from edgezoo_core.cache import Cache
-from edgezoo_core.compiler import workers
+from edgezoo_core.compiler import versions, workers
 from edgezoo_core.errors import ArtifactError, CacheError, ConversionError, TargetError
 from edgezoo_core.shapes import Shapes
 from edgezoo_core.types import silent
@@ -205,7 +205,7 @@ def test_checkpoint_plugin_and_libraries_are_in_the_key(saved, warm, monkeypatch
     assert compilation(source, job, plugin=newer)._found_trace() is None
     for function, answer in (("_version", "0.0"), ("_digest_of", "another source")):
         with monkeypatch.context() as m:
-            m.setattr(compiler, function, lambda _, answer=answer: answer)
+            m.setattr(versions, function, lambda _, answer=answer: answer)
             assert compilation(source, job)._found_trace() is None
     assert compilation(source, job)._found_trace() is not None
 

@@ -18,7 +18,8 @@ from transformers import (
 
 from edgezoo_core import plugins
 from edgezoo_core.checkpoint import Checkpoint
-from edgezoo_core.config import CHANGES_MATHEMATICS, INERT, Config
+from edgezoo_core.config import Config
+from edgezoo_core.config_fields import CHANGES_MATHEMATICS, INERT
 from edgezoo_core.errors import ConfigError
 from edgezoo_core.mapping import map_parameters
 from edgezoo_core.model import check_leftovers

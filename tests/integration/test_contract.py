@@ -19,7 +19,7 @@ from litert_lm_builder.runtime.proto import llm_metadata_pb2
 from edgezoo_core import bundle, contract, zoo
 from edgezoo_core.artifact import Artifact
 from edgezoo_core.bundle import exchange, rendering, sections
-from edgezoo_core.bundle.prompts import RefusedError
+from edgezoo_core.bundle.turns import RefusedError
 from edgezoo_core.cli import main
 from edgezoo_core.contract import mending
 from edgezoo_core.errors import ArtifactError
@@ -522,8 +522,8 @@ def test_the_source_comes_out_of_the_manifest(built, sound, tmp_path):
     manifest = {
         "schema": 1,
         "checkpoint": {"repo": None, "folder": str(texts), "commit": None},
-        "artifact": {"file": "m.tflite", "size_bytes": 1},
-        "bundle": {"file": path.name, "size_bytes": path.stat().st_size},
+        "artifact": {"file": "m.tflite", "size_bytes": 1, "sha256": ""},
+        "bundle": {"file": path.name, "size_bytes": path.stat().st_size, "sha256": ""},
     }
     path.with_suffix(".manifest.json").write_text(json.dumps(manifest))
     assert json.loads(invoke(path, "--json").stdout)["source"] == str(texts)

@@ -181,6 +181,13 @@ def test_licence_that_the_hub_does_not_know_is_named(model):
     assert (front["license"], front["license_name"]) == ("other", "acme-1.0")
 
 
+def test_tensors_of_each_format_are_counted(model):
+    places = {f"layers.{i}.up": "dynamic_int8" for i in range(3)}
+    amend(model, recipe={"name": "mixed", "weights": {**places, "embedding": "fp16"}})
+    card = prepare(model, REPO, MIT).card
+    assert "`mixed`: 3 weight tensors in `dynamic_int8`, 1 weight tensor in `fp16`;" in card
+
+
 def test_command_of_the_card_makes_the_same_file(model, converted, monkeypatch, tmp_path):
     ready = prepare(model, REPO, MIT)
     (line,) = [t for t in ready.card.splitlines() if t.startswith("edgezoo convert ")]
@@ -400,7 +407,7 @@ def test_hub_source_is_published_under_the_licence_that_its_repo_states(
 
 def test_dry_run_asks_no_hub(model, monkeypatch):
     def ask(repo, revision, **_):
-        raise AssertionError("the hub was asked")
+        raise PublishError("the hub was asked", remedy="do not")
 
     monkeypatch.setattr(hubs, "ask", ask)
     found = manifest(model)
@@ -413,6 +420,10 @@ def test_dry_run_asks_no_hub(model, monkeypatch):
     assert answer["published"] is None
     assert "# `tiny-litert`" in answer["card"]
     assert "tiny.litertlm" in [f["name"] for f in answer["files"]]
+    # The hub knows the licence of a repo: not to have asked is no reason to refuse.
+    unnamed = CliRunner().invoke(main, ["publish", str(model), REPO, "--dry-run"])
+    assert unnamed.exit_code == 0, unnamed.output
+    assert "the licence of acme/tiny is known once the hub is asked" in unnamed.output
     assert "the hub was asked" in CliRunner().invoke(main, options).output
 
 

@@ -162,9 +162,12 @@ def test_folder_in_the_way_is_told(tmp_path):
         partial.write_bytes(b"whole")
 
 
+RECORD = {"file": "a.tflite", "sha256": "0" * 64}
+
+
 def write(path, **changes):
     path.write_bytes(b"12345")
-    manifest = {"schema": 1, "artifact": {"size_bytes": 5}, **changes}
+    manifest = {"schema": 1, "artifact": {**RECORD, "size_bytes": 5}, **changes}
     return artifact.write_manifest(path, manifest)
 
 
@@ -178,7 +181,7 @@ def test_manifest_reads_back(tmp_path):
     ("changes", "message"),
     [
         ({"schema": 2}, "has schema 2, expected 1"),
-        ({"artifact": {"size_bytes": 6}}, "has 5 bytes, its manifest says 6"),
+        ({"artifact": {**RECORD, "size_bytes": 6}}, "has 5 bytes, its manifest says 6"),
         ({"artifact": None}, "is no manifest"),
     ],
 )

@@ -17,16 +17,6 @@ def read(tmp_path):
     return read
 
 
-@pytest.fixture
-def read_index(tmp_path):
-    def read(text: str) -> dict[str, cards.IndexEntry]:
-        path = tmp_path / "registry.toml"
-        path.write_text(text, encoding="utf-8")
-        return cards.read_index(path)
-
-    return read
-
-
 def test_family_card(read, models_toml):
     card = read(models_toml("fake", models=("a", "b"), architectures=("X", "Y"), hook_api=7))
     assert (card.family, card.hook_api, card.architectures) == ("fake", 7, ("X", "Y"))
@@ -202,29 +192,3 @@ def test_file_that_is_not_toml(tmp_path, content):
     with pytest.raises(CardError, match="not TOML") as e:
         cards.read_family(tmp_path / "models.toml")
     assert e.value.remedy == "correct the file"
-
-
-LINE = "[[models]]\nid = 'a'\nfamily = 'f'\ndistribution = 'edgezoo-a'\nsummary = 'A'\n"
-RIVAL = "[[models]]\nid = 'b'\nfamily = 'f'\ndistribution = 'edgezoo-b'\nsummary = 'B'\n"
-
-
-def test_index(read_index):
-    entries = read_index(f"schema = 1\n{LINE}")
-    assert entries == {"a": cards.IndexEntry("a", "f", "edgezoo-a", "A")}
-
-
-@pytest.mark.parametrize(
-    ("text", "message", "remedy"),
-    [
-        (f"schema = 1\n{LINE}{LINE}", "a stands twice", "remove one"),
-        (f"schema = 1\n{LINE}sumary = 'x'\n", "unknown key sumary", "did you mean `summary`?"),
-        ("schema = 1\n[[models]]\nid = 'a'\n", "family is missing", "add `family"),
-        (f"schema = 1\n{LINE}{RIVAL}", "family f is claimed by edgezoo-a and edge", "rename one"),
-        (f"schema = 3\n{LINE}", "schema 3, expected 1", "upgrade edgezoo-core"),
-        (f"schema = 1\nmodel = 3\n{LINE}", "unknown key model", "did you mean `models`?"),
-    ],
-)
-def test_index_that_is_wrong(read_index, text, message, remedy):
-    with pytest.raises(CardError, match=message) as e:
-        read_index(text)
-    assert e.value.remedy.startswith(remedy)

@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from edgezoo_core.config import CHANGES_MATHEMATICS, INERT, Config, is_same_reading
+from edgezoo_core.config import Config, is_same_reading
+from edgezoo_core.config_fields import CHANGES_MATHEMATICS, INERT
 from edgezoo_core.errors import ConfigError
 from edgezoo_core.rope import LinearScaling, Llama3Scaling, Rope
 

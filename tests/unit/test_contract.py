@@ -714,7 +714,7 @@ def test_the_manifest_beside_a_bundle_is_renewed(parts):
     FAULTS["max_num_tokens 0"][0](parts)
     path = parts.write()
     recorded = {"file": path.name, "sha256": "old", "size_bytes": 1, "max_num_tokens": 0}
-    plain = {"schema": 1, "artifact": {"size_bytes": 1}}
+    plain = {"schema": 1, "artifact": {"file": "m.tflite", "size_bytes": 1, "sha256": "old"}}
     beside = path.with_suffix(".manifest.json")
     beside.write_text(json.dumps({**plain, "bundle": recorded, "created": "kept"}))
     mending.mend(path)
@@ -723,7 +723,7 @@ def test_the_manifest_beside_a_bundle_is_renewed(parts):
     assert found["bundle"]["max_num_tokens"] == SLOTS
     assert found["bundle"]["size_bytes"] == path.stat().st_size
     assert found["bundle"]["sha256"] != "old"
-    beside.write_text(json.dumps({**plain, "bundle": {"file": "other", "size_bytes": 1}}))
+    beside.write_text(json.dumps({**plain, "bundle": {**recorded, "file": "other"}}))
     assert manifest.beside(path) is None
     beside.write_text("[]")
     assert manifest.beside(path) is None

@@ -96,10 +96,20 @@ def test_hub_without_token_is_no_fault(hub, doctor):
 def test_hub_that_fails_or_is_gone_is_told(hub, doctor):
     hub.unavailable.add("api")
     found, code, _ = doctor()
-    assert (code, found["hub"][0]["found"]) == (3, f"{hub.url} answers 503")
+    assert code == 3
+    assert found["hub"][0]["found"] == f"{hub.url}: the hub answers with status 503"
     found, code, _ = doctor(HF_ENDPOINT="http://127.0.0.1:9")
     assert code == 3
-    assert found["hub"][0]["found"] == "http://127.0.0.1:9 cannot be reached (ConnectError)"
+    told = "http://127.0.0.1:9: the hub cannot be reached ([Errno 111] Connection refused)"
+    assert found["hub"][0]["found"] == told
+
+
+@pytest.mark.parametrize("part", ["head", "body"])
+def test_hub_that_trickles_is_told(hub, hub_server, doctor, part):
+    hub.faults["api"] = iter([hub_server.Fault(trickles=part)])
+    found, code, _ = doctor(HF_HUB_ETAG_TIMEOUT="1")
+    assert (code, found["hub"][-1]["found"]) == (3, f"{hub.url}: the hub sends next to nothing")
+    assert "HF_ENDPOINT" in found["hub"][-1]["remedy"]
 
 
 def test_token_is_not_sent_in_the_open(doctor):

@@ -10,10 +10,13 @@ from collections.abc import Iterator
 import httpx2
 import huggingface_hub
 import pytest
+from huggingface_hub import errors
+from huggingface_hub.constants import ENDPOINT
 
 from edgezoo_core import environment, hub_errors, hub_session, installing
 from edgezoo_core.compiler import workers
-from edgezoo_core.errors import CheckpointError, ConversionError
+from edgezoo_core.errors import CheckpointError, ConversionError, PublishError
+from edgezoo_core.publishing import faults
 
 TOKEN = "hf_secretsecretsecretsecretsecretsecr"
 
@@ -126,3 +129,39 @@ def test_error_of_the_client_is_told_without_secrets(monkeypatch):
     words = f"Illegal header value b'Bearer {TOKEN}' for https://me:pass@word@example.org/x@y"
     told = hub_errors.explain(RuntimeError(words), "acme/tiny", "main").message
     assert "Illegal header value b'Bearer (token)' for https://example.org/x@y" in told
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            errors.OfflineModeIsEnabled("offline"),
+            "the hub is not asked while HF_HUB_OFFLINE is set",
+        ),
+        (errors.HFValidationError("odd"), "'acme/tiny' is no valid repo name"),
+        (
+            httpx2.ReadTimeout("", request=httpx2.Request("GET", ENDPOINT)),
+            "the hub has gone silent",
+        ),
+    ],
+)
+def test_downloads_and_uploads_tell_the_same_of_a_fault(error, message):
+    told = [hub_errors.explain(error, "acme/tiny", "main"), faults.explain(error, "acme/tiny")]
+    assert all(message in t.message for t in told)
+    assert isinstance(told[0], CheckpointError)
+    assert isinstance(told[1], PublishError)
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        (f"{ENDPOINT}/api/models/acme/tiny", "the hub does not accept your token"),
+        ("https://storage.example.org/part", "failed (status 401)"),
+    ],
+)
+def test_status_of_the_storage_says_nothing_of_the_token(monkeypatch, url, message):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    answer = httpx2.Response(401, request=httpx2.Request("GET", url))
+    error = errors.HfHubHTTPError("refused", response=answer)
+    assert message in hub_errors.explain(error, "acme/tiny", "main").message
+    assert message in faults.explain(error, "acme/tiny").message

@@ -12,6 +12,7 @@ import pytest
 
 from edgezoo_core import planning, sources
 from edgezoo_core import recipe as recipes
+from edgezoo_core.adapter_sources import name_adapters
 from edgezoo_core.compiler import workers
 from edgezoo_core.errors import ArtifactError, CheckpointError, ConversionError, TargetError
 from edgezoo_core.planning import Finding, Plan, costs, resources, sizes
@@ -142,7 +143,7 @@ def test_memory_that_the_system_does_not_tell_is_no_finding(folder, machine, tmp
 def test_all_errors_are_told_at_once_with_their_remedies(folder, machine, tmp_path):
     machine(memory=1000, disk=1000)
     (tmp_path / "source_dynamic_int8_ekv1280.tflite").touch()
-    plan = light_plan(folder, tmp_path, adapters=("./nowhere",), engine="litert")
+    plan = light_plan(folder, tmp_path, adapters=name_adapters(["./nowhere"]), engine="litert")
     assert {f.subject for f in plan.errors} == {"memory", "disk", "output", "adapters"}
     with pytest.raises(ConversionError) as e:
         planning.refuse(plan)
@@ -201,6 +202,7 @@ def work(**changes) -> Work:
         "signatures": 3,
         "layers": 22,
         "parameters": GB,
+        "rows": 32_000,
         "has_blocks": False,
         "sizes": Sizes(GB, 5_000_000, 2_000_000, 0),
         "checkpoint_bytes": 2 * GB,

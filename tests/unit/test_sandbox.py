@@ -8,7 +8,7 @@ import pytest
 
 from edgezoo_core import sandbox, tokenizer
 from edgezoo_core.bundle import rendering
-from edgezoo_core.bundle.prompts import RefusedError
+from edgezoo_core.bundle.turns import RefusedError
 
 TURNS = [{"role": "user", "content": "Hello"}]
 BOMBS = {

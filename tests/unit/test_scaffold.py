@@ -8,7 +8,7 @@ import tomllib
 
 import pytest
 
-from edgezoo_core import remote
+from edgezoo_core import hub_repo
 from edgezoo_core.errors import CheckpointError, PluginError
 from edgezoo_core.scaffold import identity
 from edgezoo_core.scaffold.card import count, recipes
@@ -237,4 +237,4 @@ def test_the_licence_is_the_one_that_the_hub_states(card, expected):
         def __init__(self):
             self.__dict__.update(card)
 
-    assert remote.license_of(Data()) == expected
+    assert hub_repo.license_of(Data()) == expected

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from edgezoo_core import cards, targets
-from edgezoo_core.cards import FamilyCard, IndexEntry, ModelCard
+from edgezoo_core import registry, targets
+from edgezoo_core.cards import FamilyCard, ModelCard
 from edgezoo_core.errors import TargetError
 from edgezoo_core.plugins import Plugin
 from edgezoo_core.shapes import SignatureOptions
@@ -44,11 +44,11 @@ PLUGINS = [FAKE, OTHER]
 @pytest.fixture(autouse=True)
 def index(monkeypatch):
     entries = {
-        "fake-1b": IndexEntry("fake-1b", "fake", "edgezoo-fake", "a model"),
-        "absent-1b": IndexEntry("absent-1b", "absent", "edgezoo-absent", "a model"),
-        "fake-9b": IndexEntry("fake-9b", "fake", "edgezoo-fake", "newer than the plugin"),
+        "fake-1b": registry.IndexEntry("fake-1b", "fake", "edgezoo-fake", "a model"),
+        "absent-1b": registry.IndexEntry("absent-1b", "absent", "edgezoo-absent", "a model"),
+        "fake-9b": registry.IndexEntry("fake-9b", "fake", "edgezoo-fake", "newer than the plugin"),
     }
-    monkeypatch.setattr(cards, "index", lambda: entries)
+    monkeypatch.setattr(registry, "index", lambda: entries)
 
 
 @pytest.fixture

@@ -141,12 +141,19 @@ def test_links_out_of_a_folder_are_refused_and_those_of_the_hubs_cache_are_not(t
         checkpoint.open_folder(plain_folder)
 
 
+RECORD = {"file": "a.tflite", "size_bytes": 1, "sha256": "0" * 64}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"artifact": {"size_bytes": True}}, "artifact.size_bytes is 'True', expected a count"),
-        ({"artifact": {"size_bytes": 1, "file": "../x"}}, "the name of a file beside it"),
-        ({"bundle": {"size_bytes": 1, "file": "/etc/passwd"}}, "a relative path"),
+        (
+            {"artifact": {**RECORD, "size_bytes": True}},
+            "artifact.size_bytes is 'True', expected a count",
+        ),
+        ({"artifact": {**RECORD, "file": "../x"}}, "the name of a file beside it"),
+        ({"bundle": {**RECORD, "file": "/etc/passwd"}}, "a relative path"),
+        ({"bundle": {"size_bytes": 1, "sha256": ""}}, "bundle.file is missing"),
         ({"bundle": []}, "bundle is '\\[\\]', expected a table"),
         ({"options": {}}, "options.prefill_lengths is missing"),
         ({"recipe": {"name": "none", "weights": {"embedding": 3}}}, "a table of texts"),
@@ -155,7 +162,7 @@ def test_links_out_of_a_folder_are_refused_and_those_of_the_hubs_cache_are_not(t
     ],
 )
 def test_a_manifest_of_another_form_is_refused(changes, message):
-    good = {"schema": 1, "artifact": {"size_bytes": 1, "file": "a.tflite"}}
+    good = {"schema": 1, "artifact": RECORD}
     assert list(manifests.faults(good)) == []
     found = "; ".join(manifests.faults({**good, **changes}))
     assert re.search(message, found)
