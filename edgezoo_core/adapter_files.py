@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,10 @@ def _pattern_problems(key: str, pattern: Any, of: str) -> Iterator[str]:
         return
     for expression, value in pattern.items():
         try:
-            re.compile(matching(expression))
+            with warnings.catch_warnings():
+                # What a later Python may read otherwise means today what it means to peft.
+                warnings.simplefilter("ignore", FutureWarning)
+                re.compile(matching(expression))
         except (re.error, OverflowError, RecursionError) as e:
             yield f"{key}: {expression!r} is no regular expression: {e}"
         if not _NUMBERS[of](value):
