@@ -30,6 +30,8 @@ CLIENT_AGE_S = 86400
 POLL_S = 1.0
 #: Another process may stand still for so many times the patience, since it may itself be waiting.
 OTHERS_PATIENCE = 3
+#: The least in seconds for which the client's lock is tried at all.
+ONE_TRY_S = 0.01
 
 _CLIENTS = re.compile(r"(?P<etag>[0-9a-f]{40}|[0-9a-f]{64})\.[0-9a-f]{8}\.incomplete")
 _OWN = re.compile(rf"(?P<etag>\w[\w.-]*){re.escape(SUFFIX)}", re.ASCII)
@@ -120,18 +122,24 @@ def refuse_small_disk(blob: Blob) -> None:
 
 def sweep(blobs: Path, locks: Path) -> None:
     """Deletes old parts of files that no process has a hold on."""
-    from filelock import FileLock, Timeout
+    from filelock import Timeout
+    from huggingface_hub.utils import WeakFileLock
 
     for path in blobs.iterdir():
         for pattern, age_s in ((_OWN, OWN_AGE_S), (_CLIENTS, CLIENT_AGE_S)):
             match = pattern.fullmatch(path.name)
-            # What cannot be locked or deleted is left alone.
-            with suppress(OSError, NotImplementedError, Timeout):
-                if not match or time.time() - path.lstat().st_mtime < age_s:
+            if not match:
+                continue
+            try:
+                if time.time() - path.lstat().st_mtime < age_s:
                     continue
-                with FileLock(locks / f"{match['etag']}.lock", timeout=0, mode=0o664):
+                with WeakFileLock(locks / f"{match['etag']}.lock", timeout=ONE_TRY_S):
                     path.unlink()
-                    logger.info("%s: an old part of a download, removed", path)
+            except (OSError, Timeout) as e:
+                # Somebody's who is at it, or another user's: it costs space, no download.
+                logger.debug("%s: an old part of a download, left there (%s)", path, e)
+            else:
+                logger.info("%s: an old part of a download, removed", path)
 
 
 def _size(path: Path) -> int:

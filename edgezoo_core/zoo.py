@@ -21,10 +21,10 @@ from edgezoo_core.compiler import workers
 from edgezoo_core.compiler.versions import LIBRARIES
 from edgezoo_core.engines import Engine
 from edgezoo_core.errors import ArtifactError, EdgezooError
-from edgezoo_core.planning import Plan
+from edgezoo_core.planning import Request
 from edgezoo_core.plugins import Plugin
 from edgezoo_core.shapes import Shapes
-from edgezoo_core.sources import Source, fetch, look, settle
+from edgezoo_core.sources import Prospect, Source, fetch, look, settle
 from edgezoo_core.stopwatch import Stopwatch, peak_memory_bytes
 from edgezoo_core.types import Progress, Recipe, silent
 
@@ -112,24 +112,9 @@ def convert(
         use_cache=use_cache,
         with_bundle=with_bundle,
     )
-    # Names are mapped to headers before weights are downloaded. Where these are here, the workers
-    # that trace do it anyway, before they trace.
-    plan = planning.examine(
-        text, prospect, wanted, is_full=prospect.checkpoint is None, progress=watch
-    )
-    _heed(plan)
+    _heed(text, prospect, wanted, watch)
     source = fetch(prospect, settle(prospect, family=family), progress=watch)
-    order = engines.Order(
-        source.job(wanted.recipe, wanted.shapes),
-        source,
-        open_adapters(wanted.adapters, source, watch) if adapters else None,
-        output,
-        force,
-        wanted.jobs,
-        use_cache,
-        with_bundle and has_tokenizer(source.checkpoint.folder),
-    )
-    return _carry_out(order, engine, watch)
+    return _carry_out(_order(source, wanted, watch), engine, watch)
 
 
 def convert_source(
@@ -151,8 +136,13 @@ def convert_source(
     return _carry_out(order, engine, Stopwatch(progress))
 
 
-def _heed(plan: Plan) -> None:
-    """Logs what a plan warns of, and stops at its errors."""
+def _heed(text: str, prospect: Prospect, wanted: Request, watch: Stopwatch) -> None:
+    """Plans a conversion, logs what the plan warns of, and stops at its errors."""
+    # Names are mapped to headers before weights are downloaded. Where these are here, the workers
+    # that trace do it anyway, before they trace.
+    plan = planning.examine(
+        text, prospect, wanted, is_full=prospect.checkpoint is None, progress=watch
+    )
     for finding in plan.findings:
         # What the config's reader warns of is told by the conversion itself.
         if finding.level == "warning" and finding.subject != "config":
@@ -160,6 +150,20 @@ def _heed(plan: Plan) -> None:
     planning.refuse(plan)
     if plan.download_bytes:
         logger.info("%.2f GB to download", plan.download_bytes / 1e9)
+
+
+def _order(source: Source, wanted: Request, watch: Stopwatch) -> engines.Order:
+    """Returns what is asked of the engine, now that the source is here."""
+    return engines.Order(
+        source.job(wanted.recipe, wanted.shapes),
+        source,
+        open_adapters(wanted.adapters, source, watch) if wanted.adapters else None,
+        wanted.output,
+        wanted.force,
+        wanted.jobs,
+        wanted.use_cache,
+        wanted.with_bundle and has_tokenizer(source.checkpoint.folder),
+    )
 
 
 def has_tokenizer(folder: Path) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -127,16 +127,22 @@ def prepare(
         speed=speed.read(decisions.benchmark, described) if decisions.benchmark else None,
         recipe_file=recipe[0] if recipe else None,
     )
+    return _publication(facts, [*models, *notices], recipe)
+
+
+def _publication(
+    facts: Facts, files: Sequence[File], recipe: tuple[str, str] | None
+) -> Publication:
+    """Writes what goes beside the models and the notices: manifest, card, recipe."""
     text = card.render(facts)
-    files = [
-        *models,
-        *notices,
-        File(facts.manifest_name, (json.dumps(public, indent=2) + "\n").encode()),
-        File(README, text.encode()),
-    ]
-    if recipe:
-        files.append(File(recipe[0], recipe[1].encode()))
-    return Publication(repo, tuple(sorted(files, key=lambda f: f.name)), text, licence)
+    written = {
+        facts.manifest_name: json.dumps(facts.manifest, indent=2) + "\n",
+        README: text,
+        **dict([recipe] if recipe else []),
+    }
+    files = [*files, *(File(name, said.encode()) for name, said in written.items())]
+    ordered = tuple(sorted(files, key=lambda f: f.name))
+    return Publication(facts.repo, ordered, text, facts.licence)
 
 
 def _uncertified(path: Path, found: standing.Standing) -> PublishError:

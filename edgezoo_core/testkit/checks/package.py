@@ -31,7 +31,7 @@ import importlib, json, sys
 before = set(sys.modules)
 importlib.import_module(sys.argv[1])
 brought = {name.partition(".")[0] for name in sys.modules.keys() - before}
-print("\\n" + json.dumps(sorted(brought & set(sys.argv[2:]))))
+sys.stdout.write("\\n" + json.dumps(sorted(brought & set(sys.argv[2:]))))
 """
 _IMPORT_TIMEOUT_S = 60
 
