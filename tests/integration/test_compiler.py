@@ -296,11 +296,18 @@ def test_worker_that_dies_says_why():
     assert e.value.remedy
 
 
+def command_of(process):
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:  # it ended meanwhile, and is not waited for yet
+        return ""
+
+
 def test_worker_that_is_killed_says_so(saved, cache, tmp_path):
     def kill():
         for _ in range(600):
             children = psutil.Process().children(recursive=True)
-            found = [c for c in children if "edgezoo_core.compiler" in " ".join(c.cmdline())]
+            found = [c for c in children if "edgezoo_core.compiler" in command_of(c)]
             if found:
                 found[0].kill()
                 return
