@@ -21,6 +21,7 @@ from litert_torch.generative.layers.rotary_position_embedding import build_rope
 from litert_torch.generative.utilities.export_config import ExportConfig
 from litert_torch.generative.utilities.model_builder import DecoderOnlyModel
 
+from edgezoo_core.folds import Fold
 from edgezoo_core.rope import Rope
 
 #: The tanh of this and all above is 1 in float32.
@@ -71,10 +72,14 @@ class Decoder(DecoderOnlyModel):
     Called with `tokens` int32 [1, T], `input_pos` int32 [T], `kv_cache`, and `mask` float32
     [1, 1, T, S] or None for the causal one that `build_mask_cache` made; returns `logits` float32
     [1, T, V] and `kv_cache`.
+
+    Attributes:
+        folds: What the author declares of producers and consumers.
     """
 
     def __init__(self, config: layers.ModelConfig, mask_cache_size: int = 0) -> None:
         super().__init__(config, mask_cache_size)
+        self.folds: tuple[Fold, ...] = ()
         for index in range(config.num_layers):
             block = config.block_config(index)
             if getattr(block, "norm_outputs", False):

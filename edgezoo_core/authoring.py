@@ -17,6 +17,7 @@ from edgezoo_core import defaults
 from edgezoo_core.architecture import AttentionConfig, BlockConfig, Decoder
 from edgezoo_core.checkpoint import HUB_NAMES, Checkpoint
 from edgezoo_core.config import Config
+from edgezoo_core.folds import Fold
 from edgezoo_core.rope import Rope
 from edgezoo_core.shapes import SignatureOptions
 from edgezoo_core.types import (
@@ -47,18 +48,27 @@ ACTIVATIONS: Mapping[str, layers.ActivationType] = {
 }
 
 
-def decoder(config: layers.ModelConfig, model_class: type[Decoder] = Decoder) -> Decoder:
+def decoder(
+    config: layers.ModelConfig,
+    model_class: type[Decoder] = Decoder,
+    *,
+    folds: Sequence[Fold] = (),
+) -> Decoder:
     """Builds a decoder with its parameters on the meta device, in eval mode.
 
     Args:
         config: litert-torch's description of the architecture.
         model_class: A subclass whose forward differs.
+        folds: Which producers of activations feed which weights, and nothing else, so that
+            factors can pass from the one to the other: what recipes with `smooth` work with.
+            Those that are not exact for the config are refused when the model is compiled.
     """
     with torch.device("meta"):
         module: Decoder = model_class(config, 0)
     if config.lm_head_share_weight_with_embedding:
         # On meta litert-torch leaves two parameters; one that is shared is what tied means.
         module.lm_head.weight = module.tok_embedding.weight
+    module.folds = tuple(folds)
     module.eval()
     return module
 
@@ -128,6 +138,7 @@ __all__ = [
     "TensorNames",
     "hub_names",
     "Decoder",
+    "Fold",
     "Model",
     "Config",
     "Checkpoint",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -33,6 +34,10 @@ CONTINUED = 24
 _STRUCTURE_STEPS = 16
 #: Tokens that a text must give.
 _FEWEST = 16
+
+
+#: A fold of a layer's values.
+_VALUES = re.compile(r"layers\.(\d+)\.value")
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +190,8 @@ class _Judge:
             return report.structure(*self._compared("subject"))
         zoo.convert_source(
             self._source,
-            recipe=recipes.resolve("none"),
+            # With what is folded: the numbers stay the same, and that is what is to be seen.
+            recipe=replace(recipes.resolve("none"), folds=self._made.recipe.folds),
             shapes=self._made.shapes,
             output=output,
             adapters=self._made.adapters,
@@ -210,15 +216,23 @@ class _Judge:
         )
 
     def _compared(self, name: str) -> Any:
+        import numpy as np
+
         from edgezoo_core.verification import measures, runs
 
         reference, subject = (runs.load(self._folder(n)) for n in ("reference", name))
         reference = reference.beginning(subject)
         following = self._reading.tokens[self._reading.start :][: len(subject.logits) - 1]
         loss = measures.loss(reference.logits, subject.logits, following)
-        return loss, measures.layers(reference, subject)
+        factors = {
+            int(found[1]): np.ldexp(np.float32(1), -np.array(exponents, np.int32))
+            for place, exponents in self._made.recipe.folds.items()
+            if (found := _VALUES.fullmatch(place))
+        }
+        return loss, measures.layers(reference, subject, factors)
 
     def _weights(self) -> Weights:
+        from edgezoo_core.conversion import rescaling
         from edgezoo_core.verification import relocation, report, weights
 
         job = self._source.job(self._made.recipe, self._made.shapes)
@@ -233,12 +247,16 @@ class _Judge:
             )
         with compiled.head as head:
             program = relocation.relocate(compiled.program, head.read(), self._path)
+        factors = rescaling.build(
+            compiled.places, job.recipe.folds, compiled.shapes, job.model.source
+        )
         self._progress("reading every stored row")
         errors = weights.compare(
             self._path,
             program,
             self._source.checkpoint,
             self._made.adapters,
+            factors,
             self._progress,
         )
         return report.weights(errors)

@@ -41,6 +41,7 @@ class Order:
     jobs: int
     use_cache: bool
     with_bundle: bool
+    calibration: Path | None = None
 
     def path(self, kv_cache_length: int) -> Path:
         """Returns where the file goes; it must be free unless replacing was asked for.
@@ -119,8 +120,12 @@ def _by_streaming(order: Order, watch: Stopwatch, held: ExitStack) -> Made:
         compiled = _compile(order, stack, watch)
         path = order.take(compiled.options.kv_cache_length, held)
         _warn(compiled.warnings, compiled.growth_bytes, order.job.recipe.name, compiled.options)
-        from edgezoo_core.conversion import checking, streaming  # with numpy, later than a refusal
+        # With numpy, later than a refusal.
+        from edgezoo_core.conversion import checking, rescaling, streaming
 
+        factors = rescaling.build(
+            compiled.places, order.job.recipe.folds, compiled.shapes, order.job.model.source
+        )
         streaming.check_streamable(compiled.program, checkpoint)
         output, _ = held.enter_context(partial.files(path))
         watch("streaming the weights")
@@ -130,12 +135,13 @@ def _by_streaming(order: Order, watch: Stopwatch, held: ExitStack) -> Made:
             compiled.program,
             checkpoint,
             adapters=order.adapters,
+            rescaling=factors,
             threads=order.jobs,
             progress=watch,
         )
         _hold_against_hub(order.source, files)
         watch("checking the file")
-        checking.check(output, compiled.program, checkpoint, order.adapters)
+        checking.check(output, compiled.program, checkpoint, order.adapters, factors)
         watch("hashing the file")
         written = _written(output)
         watch("syncing the file")

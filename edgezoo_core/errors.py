@@ -94,6 +94,10 @@ class ArtifactError(EdgezooError):
     """An artifact cannot be written, read, or run."""
 
 
+class CalibrationError(EdgezooError):
+    """A model cannot be calibrated: its text is missing or too short."""
+
+
 class VerificationError(EdgezooError):
     """An artifact cannot be held against its source."""
 

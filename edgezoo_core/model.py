@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -165,3 +165,41 @@ def materialize(authored: AuthoredModel, progress: Progress = silent) -> torch.n
             remedy="make the plugin's author create buffers on the CPU, or map them in load",
         )
     return module
+
+
+def on_demand(module: Any, weights: Mapping[str, LazyTensor]) -> None:
+    """Lets a module on meta read each layer's weights, in float32, when the layer is called.
+
+    Args:
+        module: An authored module.
+        weights: Parameter name -> lazy tensor, tied parameters once.
+    """
+    first = {id(p): n for n, p in module.named_parameters()}
+    every = module.named_parameters(remove_duplicate=False)
+    bring(module, _Mapped(weights, {n: first[id(p)] for n, p in every}))
+
+
+def bring(module: Any, weights: Mapping[str, torch.Tensor]) -> None:
+    """Lets accelerate bring the weights of a layer when it is called, and drop them afterwards."""
+    from accelerate.hooks import attach_align_device_hook
+
+    attach_align_device_hook(
+        module.eval(), execution_device=torch.device("cpu"), offload=True, weights_map=weights
+    )
+
+
+class _Mapped(Mapping[str, torch.Tensor]):
+    """The re-authored module's parameters, in float32."""
+
+    def __init__(self, weights: Mapping[str, LazyTensor], tied: Mapping[str, str]) -> None:
+        self._weights = weights
+        self._tied = tied
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._weights[self._tied[name]].read().float()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)

@@ -119,7 +119,8 @@ def _recipe(record: Mapping[str, Any]) -> Recipe:
             )
         table = layers.setdefault(int(match["layer"]), {}) if match["layer"] else parts
         table[match["part"]] = recipes.FORMATS[name]
-    return Recipe(record["name"], None, parts, layers)
+    folds = recipes.read_folds(record.get("folds", {}), "the manifest's recipe")
+    return Recipe(record["name"], None, parts, layers, folds=folds)
 
 
 def _shapes(source: Source, options: SignatureOptions) -> Shapes:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgezoo_core import texts
+from edgezoo_core import folds, texts
 from edgezoo_core.errors import RecipeError, listing, nearest
 from edgezoo_core.types import PARTS, Operator, QuantPlan, Recipe, WeightFormat, WeightRule
 
@@ -58,6 +58,7 @@ RECIPES: Mapping[str, str] = {
     "fp16": "float16 weights, computed in float32",
     "weight_only_int8": "int8 weights, one scale per output channel, computed in float32",
     "dynamic_int8": "int8 weights and, at run time, int8 activations",
+    "int8": "dynamic_int8, smoothed: outliers of activations folded into weights, by calibration",
     "dynamic_int8_linear": "dynamic_int8 for linear layers, the embedding stays float32",
     "dynamic_int4_block32": "int4 weights in blocks of 32, int8 activations",
     "dynamic_int4_block128": "int4 weights in blocks of 128, int8 activations",
@@ -89,6 +90,8 @@ def resolve(text: str) -> Recipe:
         return read(Path(text).expanduser())
     if text == "dynamic_int8_linear":
         return Recipe(text, FORMATS["dynamic_int8"], {"embedding": None})
+    if text == "int8":
+        return Recipe(text, FORMATS["dynamic_int8"], is_smoothed=True)
     if text in RECIPES:
         return Recipe(text, FORMATS[text])
     for pattern, reason in REFUSED:
@@ -107,6 +110,8 @@ def read(path: Path) -> Recipe:
     Keys: `name`, `default`, the parts (`PARTS`), the groups `attention` and `feedforward`, and
     tables `[layers.N]` with parts and groups, where N is an index (negative counts from the end)
     or a range `"2-5"`. Values are names of formats. A part beats its group, a layer beats both.
+    `smooth = true` lets the conversion calibrate and choose what is folded; a table `[folds]` says
+    it instead, as a conversion recorded it (see `edgezoo_core.folds`).
 
     Raises:
         RecipeError: The file cannot be read, or a key or value is unknown.
@@ -128,13 +133,38 @@ def read(path: Path) -> Recipe:
     if not isinstance(layers, dict) or not all(isinstance(v, dict) for v in layers.values()):
         raise RecipeError(f"{path}: layers must be tables", remedy="write [layers.0]")
     default = _format(values.pop("default", "none"), f"{path}: default")
-    parts = _parts(values, str(path), ("default", "layers", "name"))
+    is_smoothed, chosen_folds = values.pop("smooth", False), values.pop("folds", {})
+    if not isinstance(is_smoothed, bool) or (is_smoothed and chosen_folds):
+        raise RecipeError(
+            f"{path}: smooth must be true or false, and false beside [folds]",
+            remedy="leave out one of them",
+        )
+    parts = _parts(values, str(path), ("default", "folds", "layers", "name", "smooth"))
     overrides: dict[int, Mapping[str, WeightFormat | None]] = {}
     for key, table in layers.items():
         chosen = _parts(table, f"{path}: layers.{key}")
         for index in _layer_indexes(key, path):
             overrides[index] = {**overrides.get(index, {}), **chosen}
-    return Recipe(name, default, parts, overrides)
+    return Recipe(name, default, parts, overrides, is_smoothed, read_folds(chosen_folds, str(path)))
+
+
+def read_folds(table: Any, where: str) -> dict[str, tuple[int, ...]]:
+    """Reads exponents by place, as recipe files and manifests write them.
+
+    Raises:
+        RecipeError: It is no table of texts, or a text is no row of exponents.
+    """
+    if not isinstance(table, dict):
+        raise RecipeError(f"{where}: folds must be a table", remedy="write [folds]")
+    found = {}
+    for place, text in table.items():
+        try:
+            found[str(place)] = folds.parse(text)
+        except (TypeError, ValueError) as e:
+            raise RecipeError(
+                f"{where}: folds.{place}: {e}", remedy="take it from a manifest, or leave it out"
+            ) from e
+    return found
 
 
 def meet(recipe: Recipe, module: torch.nn.Module, where: str) -> QuantPlan:

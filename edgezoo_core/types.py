@@ -114,12 +114,16 @@ class Recipe:
         default: Format of every part that nothing else names; None keeps float32.
         parts: Format by part (see `PARTS`).
         layers: Overrides: layer index (negative counts from the end) to format by part.
+        is_smoothed: Whether the conversion calibrates, and chooses `folds` by what it measures.
+        folds: Exponents of two by place, one for each channel (see `edgezoo_core.folds`).
     """
 
     name: str
     default: WeightFormat | None
     parts: Mapping[str, WeightFormat | None] = field(default_factory=dict)
     layers: Mapping[int, Mapping[str, WeightFormat | None]] = field(default_factory=dict)
+    is_smoothed: bool = False
+    folds: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,17 +5,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgezoo_core import artifact, bundle, engines, partial, planning
+from edgezoo_core import artifact, bundle, engines, folds, partial, planning
 from edgezoo_core import recipe as recipes
 from edgezoo_core import tokenizer as tokenizers
 from edgezoo_core.adapter_sources import name_adapters, open_adapters
 from edgezoo_core.artifact import Artifact
+from edgezoo_core.calibration import calibrate
 from edgezoo_core.checkpoint import SourceFile
 from edgezoo_core.compiler import workers
 from edgezoo_core.compiler.versions import LIBRARIES
@@ -72,6 +73,7 @@ def convert(
     jobs: int | None = None,
     use_cache: bool = True,
     with_bundle: bool = True,
+    calibration: Path | None = None,
     progress: Progress = silent,
 ) -> Conversion:
     """Converts a target to one multi-signature .tflite, its bundle, and a manifest beside them.
@@ -91,6 +93,7 @@ def convert(
         jobs: Workers that trace side by side; None takes what cores and memory allow.
         use_cache: Whether traces and skeletons are kept, and used again.
         with_bundle: Whether a .litertlm is made, too, if the source has a tokenizer.
+        calibration: A text file for recipes that calibrate, in place of the carried one.
         progress: Told of each stage.
 
     Raises:
@@ -111,6 +114,7 @@ def convert(
         jobs=jobs,
         use_cache=use_cache,
         with_bundle=with_bundle,
+        calibration=calibration,
     )
     _heed(text, prospect, wanted, watch)
     source = fetch(prospect, settle(prospect, family=family), progress=watch)
@@ -163,6 +167,7 @@ def _order(source: Source, wanted: Request, watch: Stopwatch) -> engines.Order:
         wanted.jobs,
         wanted.use_cache,
         wanted.with_bundle and has_tokenizer(source.checkpoint.folder),
+        wanted.calibration,
     )
 
 
@@ -201,9 +206,10 @@ def pack(
 def _carry_out(order: engines.Order, engine: Engine, watch: Stopwatch) -> Conversion:
     # Told before any work, where the length of the cache is known without the model.
     order.path(order.job.shapes.kv_cache_length or order.job.base.kv_cache_length)
+    order, peaks = _calibrated(order, watch)
     with ExitStack() as held:
         made = engines.run(order, engine, watch, held)
-        peaks = {**made.peaks, "streaming": peak_memory_bytes()}
+        peaks |= {**made.peaks, "streaming": peak_memory_bytes()}
         written = artifact.publish(made.output, made.path, _manifest(order, made, engine))
         packed = None
         if order.with_bundle:
@@ -217,6 +223,22 @@ def _carry_out(order: engines.Order, engine: Engine, watch: Stopwatch) -> Conver
                 ) from e
         written = artifact.read(made.path)  # as it stands there: lists, where we had tuples
     return Conversion(written, packed, watch.finish(), peaks, made.from_cache)
+
+
+def _calibrated(order: engines.Order, watch: Stopwatch) -> tuple[engines.Order, dict[str, int]]:
+    """Returns the order with what its recipe folds, and what finding that took of memory."""
+    if not order.job.recipe.is_smoothed:
+        return order, {}
+    recipe, peak = calibrate(
+        order.job,
+        order.source,
+        order.adapters,
+        order.calibration,
+        use_cache=order.use_cache,
+        progress=watch,
+    )
+    taken = {"calibrating": peak} if peak else {}
+    return replace(order, job=replace(order.job, recipe=recipe)), taken
 
 
 def author(source: Source, *, is_compared: bool, progress: Progress = silent) -> Mapping[str, Any]:
@@ -248,7 +270,7 @@ def _manifest(order: engines.Order, made: engines.Made, engine: Engine) -> dict[
         **_describe_source(order.source, made.files),
         **({"adapters": order.adapters.record()} if order.adapters else {}),
         "config": {**made.account, "warnings": list(made.warnings)},
-        "recipe": made.recipe,
+        "recipe": {**made.recipe, **_folded(order.job.recipe)},
         "options": asdict(made.options),
         "signatures": list(made.signatures),
         "artifact": {"file": made.path.name, **made.written},
@@ -256,6 +278,11 @@ def _manifest(order: engines.Order, made: engines.Made, engine: Engine) -> dict[
         "versions": versions(order.source.plugin),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _folded(recipe: Recipe) -> dict[str, Any]:
+    spelled = {place: folds.spell(exponents) for place, exponents in recipe.folds.items()}
+    return {"folds": spelled} if spelled else {}
 
 
 def _describe_source(source: Source, files: Sequence[SourceFile]) -> dict[str, Any]:

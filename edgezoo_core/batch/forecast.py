@@ -92,6 +92,7 @@ def forecast(
         jobs=where.jobs,
         use_cache=True,
         with_bundle=task.with_bundle,
+        calibration=None,
     )
     plan = planning.examine(
         task.target,

@@ -15,7 +15,7 @@ from edgezoo_core import texts
 from edgezoo_core.cache import disk
 from edgezoo_core.errors import CacheError, listing
 
-Kind = Literal["trace", "skeleton"]
+Kind = Literal["trace", "skeleton", "calibration"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 #: Version of an entry's layout.
 SCHEMA = 1

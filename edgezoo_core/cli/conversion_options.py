@@ -70,6 +70,12 @@ _OPTIONS = (
         default=True,
         help="Make a .litertlm, too, if the source has a tokenizer.  [default: bundle]",
     ),
+    click.option(
+        "--calibration",
+        metavar="FILE",
+        type=click.Path(path_type=Path),
+        help="A text for recipes that calibrate (int8).  [default: a carried one]",
+    ),
     click.option("--no-cache", is_flag=True, help="Neither use nor keep compiled graphs."),
 )
 #: Options that are handed on as they are.
@@ -80,6 +86,7 @@ _SHARED = (
     "engine",
     "jobs",
     "with_bundle",
+    "calibration",
     "revision",
     "family",
     "card",

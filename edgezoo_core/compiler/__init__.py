@@ -10,13 +10,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from edgezoo_core import folds
 from edgezoo_core.cache import Cache, Entry, digest
 from edgezoo_core.checkpoint import Checkpoint
 from edgezoo_core.compiler import versions, workers
-from edgezoo_core.compiler.job import HEAD, PROGRAM, TRACE, Job, recipe_to_json
+from edgezoo_core.compiler.job import HEAD, PROGRAM, TRACE, Job, formats_to_json
 from edgezoo_core.config import is_same_reading
 from edgezoo_core.conversion.program import Program
 from edgezoo_core.errors import CacheError
+from edgezoo_core.folds import Place
 from edgezoo_core.plugins import Plugin
 from edgezoo_core.shapes import SignatureOptions
 from edgezoo_core.types import Progress, silent
@@ -33,6 +35,8 @@ class Compiled:
         options: The signatures' static shapes.
         signatures: As they stand in the file, plain values.
         recipe: Name, and format of each weight.
+        places: Where folds apply.
+        shapes: Of the parameters.
         growth_bytes: What a tied weight in two formats costs more.
         account: What became of each config field.
         warnings: What the manifest must say about the config.
@@ -45,6 +49,8 @@ class Compiled:
     options: SignatureOptions
     signatures: Sequence[Mapping[str, Any]]
     recipe: Mapping[str, Any]
+    places: Sequence[Place]
+    shapes: Mapping[str, Sequence[int]]
     growth_bytes: int
     account: Mapping[str, Any]
     warnings: Sequence[str]
@@ -142,6 +148,8 @@ class _Compilation:
             SignatureOptions(**about["options"]),
             made["signatures"],
             made["recipe"],
+            folds.from_json(about["folds"]),
+            about["shapes"],
             made["growth_bytes"],
             about["account"],
             about["warnings"],
@@ -206,7 +214,7 @@ class _Compilation:
             return entry or self._make_skeleton(trace, parts)
 
     def _skeleton_parts(self, trace: Entry) -> dict[str, Any]:
-        return {"trace": trace.key, "recipe": recipe_to_json(self._job.recipe)}
+        return {"trace": trace.key, "recipe": formats_to_json(self._job.recipe)}
 
     def _make_skeleton(self, trace: Entry, parts: Mapping[str, Any]) -> Entry:
         with self._cache.adding("skeleton", parts) as adding:

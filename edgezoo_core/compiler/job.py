@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from edgezoo_core import folds
 from edgezoo_core.recipe import FORMATS
 from edgezoo_core.shapes import Shapes, SignatureOptions
 from edgezoo_core.types import Model, Recipe, WeightFormat
@@ -60,7 +61,17 @@ class Job:
 
 
 def recipe_to_json(recipe: Recipe) -> dict[str, Any]:
-    """Returns a recipe as plain values: formats by name."""
+    """Returns a recipe as plain values."""
+    told = formats_to_json(recipe)
+    if recipe.is_smoothed:
+        told["is_smoothed"] = True
+    if recipe.folds:
+        told["folds"] = {place: folds.spell(k) for place, k in recipe.folds.items()}
+    return told
+
+
+def formats_to_json(recipe: Recipe) -> dict[str, Any]:
+    """Returns what of a recipe shapes a graph: formats by name."""
     return {
         "name": recipe.name,
         "default": format_name(recipe.default),
@@ -82,6 +93,8 @@ def recipe_from_json(value: Mapping[str, Any]) -> Recipe:
             int(layer): {part: FORMATS[name] for part, name in parts.items()}
             for layer, parts in value["layers"].items()
         },
+        bool(value.get("is_smoothed")),
+        {place: folds.parse(text) for place, text in value.get("folds", {}).items()},
     )
 
 

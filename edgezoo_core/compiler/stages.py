@@ -15,6 +15,7 @@ from edgezoo_core import recipe as recipes
 from edgezoo_core.compiler.job import HEAD, PROGRAM, TRACE, Job, format_name
 from edgezoo_core.compiler.reading_stages import bench, pack, refer, score
 from edgezoo_core.compiler.schema import import_litert_torch
+from edgezoo_core.compiler.smoothing_stage import smooth
 from edgezoo_core.compiler.survey import describe, survey
 from edgezoo_core.errors import ConversionError, PluginError
 from edgezoo_core.hooks import LoadedPlugin
@@ -155,8 +156,9 @@ def litert(progress: Progress, job: Mapping[str, Any], output: str, scratch: str
     gc.enable()
     progress("importing the libraries")
     import_litert_torch()
-    from edgezoo_core import model
+    from edgezoo_core import folds, model
     from edgezoo_core.conversion import litert as path
+    from edgezoo_core.conversion import rescaling
 
     asked = Job.from_json(job)
     plugin = load_plugin(asked)
@@ -165,6 +167,9 @@ def litert(progress: Progress, job: Mapping[str, Any], output: str, scratch: str
     plan = plugin.quant_recipe(asked.model, authored.module, asked.recipe)
     signatures = plugin.signatures(asked.model, authored.module, options)
     module = model.materialize(authored, progress)
+    shapes = {n: tuple(p.shape) for n, p in module.named_parameters()}
+    factors = rescaling.build(folds.places(module), asked.recipe.folds, shapes, asked.model.source)
+    rescaling.apply(factors, module)
     specs = path.convert(module, signatures, plan, Path(output), Path(scratch), progress)
     return {
         "account": authored.config_account,
@@ -176,7 +181,19 @@ def litert(progress: Progress, job: Mapping[str, Any], output: str, scratch: str
 
 STAGES: Mapping[str, Callable[..., dict[str, Any]]] = {
     f.__name__: f
-    for f in (examine, survey, author, trace, skeleton, litert, score, refer, pack, bench)
+    for f in (
+        examine,
+        survey,
+        author,
+        smooth,
+        trace,
+        skeleton,
+        litert,
+        score,
+        refer,
+        pack,
+        bench,
+    )
 }
 
 

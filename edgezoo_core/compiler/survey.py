@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from edgezoo_core import folds
 from edgezoo_core import recipe as recipes
 from edgezoo_core.compiler.job import Job, format_name
 from edgezoo_core.compiler.schema import import_litert_torch
@@ -75,8 +76,9 @@ def describe(module: Any) -> dict[str, Any]:
 
     Returns:
         `depth` in blocks, `context_length` in tokens, `shapes` of the parameters by name, `weights`
-        (see `edgezoo_core.recipe.weights`), and `kv_slot_bytes`, which a slot of the KV cache takes
-        over all layers, keys and values in float32.
+        (see `edgezoo_core.recipe.weights`), `folds` (see `edgezoo_core.folds.places`), and
+        `kv_slot_bytes`, which a slot of the KV cache takes over all layers, keys and values in
+        float32.
     """
     config = module.config
     attentions = [config.block_config(i).attn_config for i in range(config.num_layers)]
@@ -85,6 +87,7 @@ def describe(module: Any) -> dict[str, Any]:
         "context_length": int(config.max_seq_len),
         "shapes": {n: list(p.shape) for n, p in module.named_parameters()},
         "weights": [asdict(w) for w in recipes.weights(module)],
+        "folds": folds.to_json(folds.places(module)),
         "kv_slot_bytes": sum(2 * 4 * a.num_query_groups * a.head_dim for a in attentions),
     }
 

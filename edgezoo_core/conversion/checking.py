@@ -14,6 +14,7 @@ from ai_edge_litert import schema_py_generated as schema
 from edgezoo_core.checkpoint import Checkpoint
 from edgezoo_core.conversion import encoding, reading, streaming
 from edgezoo_core.conversion.program import Matrix, Program, Vector
+from edgezoo_core.conversion.rescaling import UNCHANGED, Rescaling
 from edgezoo_core.errors import ConversionError, listing
 from edgezoo_core.recipe import FORMATS
 
@@ -38,6 +39,7 @@ def check(
     program: Program,
     checkpoint: Checkpoint,
     adapters: AdapterSet | None = None,
+    rescaling: Rescaling = UNCHANGED,
 ) -> None:
     """Checks a file that was filled.
 
@@ -55,7 +57,7 @@ def check(
         # Only the head is mapped: the weights are read by row.
         with mmap.mmap(file.fileno(), program.head_bytes, access=mmap.ACCESS_READ) as head:
             problems = list(_misread(head, program))
-        problems += _differing(file.fileno(), program, checkpoint, adapters)
+        problems += _differing(file.fileno(), program, checkpoint, adapters, rescaling)
     if problems:
         raise _wrong(problems)
 
@@ -134,7 +136,11 @@ def _expected(matrix: Matrix) -> tuple[Any, ...]:
 
 
 def _differing(
-    file: int, program: Program, checkpoint: Checkpoint, adapters: AdapterSet | None
+    file: int,
+    program: Program,
+    checkpoint: Checkpoint,
+    adapters: AdapterSet | None,
+    rescaling: Rescaling,
 ) -> Iterator[str]:
     """Yields the matrices and vectors whose rows are not what their source gives."""
     for name, destinations in streaming.plan(program).items():
@@ -147,7 +153,8 @@ def _differing(
                 else [(row, row + 1) for row in sorted(rows)]
             )
             for start, stop in spans:
-                for offset, data in _encoded(checkpoint, name, part, start, stop, adapters):
+                encoded = _encoded(checkpoint, name, part, start, stop, adapters, rescaling)
+                for offset, data in encoded:
                     if os.pread(file, len(data), offset) != bytes(data):
                         yield f"rows {start} to {stop} of {name} are not in {part.target.parameter}"
 
@@ -159,6 +166,7 @@ def _encoded(
     start: int,
     stop: int,
     adapters: AdapterSet | None,
+    rescaling: Rescaling,
 ) -> Sequence[tuple[int, memoryview]]:
     tensor = checkpoint.tensor(name)
     first, last = start, stop
@@ -167,7 +175,7 @@ def _encoded(
         first, last = next((a, b) for a, b in reading.chunk_rows(tensor) if a <= start < b)
     raw = reading.read_rows(checkpoint.folder / tensor.file, tensor, first, last)
     row = part.row + start - part.start
-    return encoding.encode(raw, tensor, first, start, stop, part.target, row, adapters)
+    return encoding.encode(raw, tensor, first, start, stop, part.target, row, adapters, rescaling)
 
 
 def _wrong(problems: Sequence[str]) -> ConversionError:

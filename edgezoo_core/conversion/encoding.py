@@ -9,6 +9,7 @@ import numpy as np
 from edgezoo_core.conversion import rows
 from edgezoo_core.conversion.program import Matrix, Vector
 from edgezoo_core.conversion.reading import columns_of
+from edgezoo_core.conversion.rescaling import Floats, Rescaling
 from edgezoo_core.conversion.rows import Encoded
 from edgezoo_core.errors import CheckpointError, ConversionError
 from edgezoo_core.recipe import FORMATS
@@ -27,6 +28,7 @@ def encode(
     target: Matrix | Vector,
     first: int,
     adapters: AdapterSet | None,
+    rescaling: Rescaling,
 ) -> list[tuple[int, memoryview]]:
     """Turns rows of a tensor into bytes of the file.
 
@@ -39,6 +41,7 @@ def encode(
         target: The matrix or vector that they belong to.
         first: Row of the target, for a vector element, where they go.
         adapters: What is merged into the whole chunk before.
+        rescaling: What the rows are multiplied by then.
 
     Returns:
         (byte of the file, bytes), data before scales.
@@ -53,22 +56,56 @@ def encode(
         merged = _merged(raw, tensor, row, adapters)[start - row : stop - row]
         values, dtype = np.ascontiguousarray(merged).view(np.uint8).reshape(-1), "float32"
     try:
-        encoded = _stored(values, dtype, columns_of(tensor), target)
+        encoded = _stored(values, dtype, columns_of(tensor), target, first, rescaling)
     except rows.UnusableValueError as e:
         raise _unusable(tensor, target, start, e) from e
     return _placed(encoded, target, first)
 
 
-def _stored(values: Any, dtype: str, columns: int, target: Matrix | Vector) -> Encoded:
+def _stored(
+    values: Any,
+    dtype: str,
+    columns: int,
+    target: Matrix | Vector,
+    first: int,
+    rescaling: Rescaling,
+) -> Encoded:
     if isinstance(target, Vector):
-        widened = rows.widen(values, dtype, columns)
-        return rows.encode(widened + np.float32(target.shift) if target.shift else widened, None)
+        return rows.encode(
+            vector(rows.widen(values, dtype, columns), target, first, rescaling), None
+        )
     fmt = FORMATS[target.format]
-    if not target.operation:
+    if not target.operation and not rescaling.touches(target.parameter):
         return rows.convert(values, dtype, columns, fmt)
-    operand = np.float32(target.operand)
-    widened = rows.widen(values, dtype, columns)
-    return rows.encode(widened * operand if target.operation == "*" else widened / operand, fmt)
+    return rows.encode(matrix(rows.widen(values, dtype, columns), target, first, rescaling), fmt)
+
+
+def matrix(values: Floats, target: Matrix, first: int, rescaling: Rescaling) -> Floats:
+    """Returns rows of a parameter, float32 [n, columns], as the graph multiplies by them."""
+    if target.operation:
+        operand = np.float32(target.operand)
+        values = values * operand if target.operation == "*" else values / operand
+    return rescaling.matrix(target.parameter, first, values)
+
+
+def vector(values: Floats, target: Vector, first: int, rescaling: Rescaling) -> Floats:
+    """Returns elements of a parameter, float32 of any shape, as the graph holds them.
+
+    Raises:
+        ConversionError: They are rescaled, but the graph does not hold what is to be.
+    """
+    is_changed = rescaling.touches(target.parameter)
+    is_centered = target.parameter in rescaling.centered
+    if is_changed and (target.parameter in rescaling.columns or target.shift != is_centered):
+        raise ConversionError(
+            f"{target.parameter} is folded, but the graph holds something else of it",
+            remedy="use a recipe that does not fold, and report it with the model",
+        )
+    values = values + np.float32(target.shift) if target.shift else values
+    if not is_changed:
+        return values
+    start = target.start + first
+    return rescaling.vector(target.parameter, start, values.reshape(-1)).reshape(values.shape)
 
 
 def _placed(encoded: Encoded, target: Matrix | Vector, first: int) -> list[tuple[int, memoryview]]:

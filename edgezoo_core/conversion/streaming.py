@@ -20,6 +20,7 @@ from edgezoo_core.conversion import rows
 from edgezoo_core.conversion.encoding import encode
 from edgezoo_core.conversion.program import Matrix, Program, Vector
 from edgezoo_core.conversion.reading import Chunk, columns_of, read_file
+from edgezoo_core.conversion.rescaling import UNCHANGED, Rescaling
 from edgezoo_core.errors import CheckpointError
 from edgezoo_core.types import Progress
 
@@ -67,6 +68,7 @@ def fill(
     checkpoint: Checkpoint,
     *,
     adapters: AdapterSet | None = None,
+    rescaling: Rescaling = UNCHANGED,
     threads: int = 2,
     progress: Progress,
 ) -> tuple[SourceFile, ...]:
@@ -77,6 +79,7 @@ def fill(
         program: Where each row goes.
         checkpoint: Where the rows come from.
         adapters: What is merged into them on the way.
+        rescaling: What they are multiplied by then.
         threads: How many rows become bytes at the same time.
         progress: Told how many bytes of the checkpoint are done.
 
@@ -91,7 +94,7 @@ def fill(
     total = sum((checkpoint.folder / name).stat().st_size for name in checkpoint.files)
     sources = []
     with output.open("r+b") as sink, _Pool(threads) as pool:
-        writer = _Writer(sink.fileno(), adapters)
+        writer = _Writer(sink.fileno(), adapters, rescaling)
         done = 0
         for name in checkpoint.files:
             path = checkpoint.folder / name
@@ -136,9 +139,10 @@ def plan(program: Program) -> Mapping[str, Sequence[Destination]]:
 class _Writer:
     """Turns rows into bytes and writes them where they belong."""
 
-    def __init__(self, file: int, adapters: AdapterSet | None) -> None:
+    def __init__(self, file: int, adapters: AdapterSet | None, rescaling: Rescaling) -> None:
         self._file = file
         self._adapters = adapters
+        self._rescaling = rescaling
 
     def write(self, chunk: Chunk, part: Destination) -> None:
         """Writes those of a chunk's rows that go to one destination."""
@@ -151,7 +155,15 @@ class _Writer:
             return
         first = part.row + start - part.start
         encoded = encode(
-            chunk.raw, tensor, chunk.start, start, stop, part.target, first, self._adapters
+            chunk.raw,
+            tensor,
+            chunk.start,
+            start,
+            stop,
+            part.target,
+            first,
+            self._adapters,
+            self._rescaling,
         )
         for offset, data in encoded:
             _write(self._file, data, offset)

@@ -10,6 +10,7 @@ from edgezoo_core import sources
 from edgezoo_core.adapter_sources import NamedAdapter, name_adapters
 from edgezoo_core.compiler import workers
 from edgezoo_core.engines import Engine
+from edgezoo_core.errors import RecipeError
 from edgezoo_core.planning import costs, resources
 from edgezoo_core.planning.examination import Request, examine
 from edgezoo_core.planning.result import Disk, Finding, Plan, refuse
@@ -35,6 +36,7 @@ def plan(
     jobs: int | None = None,
     use_cache: bool = True,
     with_bundle: bool = True,
+    calibration: Path | None = None,
     progress: Progress = silent,
 ) -> Plan:
     """Says what `edgezoo_core.zoo.convert` with the same arguments would take, give, and meet.
@@ -55,6 +57,7 @@ def plan(
         jobs: Workers that trace side by side; None takes what cores and memory allow.
         use_cache: Whether traces and skeletons that are kept count.
         with_bundle: Whether a .litertlm is made, too, if the source has a tokenizer.
+        calibration: A text file for recipes that calibrate, in place of the carried one.
         progress: Told of each stage.
 
     Raises:
@@ -75,6 +78,7 @@ def plan(
         jobs=jobs,
         use_cache=use_cache,
         with_bundle=with_bundle,
+        calibration=calibration,
     )
     progress("measuring this machine")
     speed = costs.probe(resources.existing(output))
@@ -94,11 +98,22 @@ def request(
     jobs: int | None,
     use_cache: bool,
     with_bundle: bool,
+    calibration: Path | None,
 ) -> Request:
-    """Completes what was asked for by the card's defaults and the machine's."""
+    """Completes what was asked for by the card's defaults and the machine's.
+
+    Raises:
+        RecipeError: A calibration text is named for a recipe that does not calibrate.
+    """
     card = prospect.target.card
+    chosen = recipe or recipes.resolve(card.default_recipe if card else recipes.DEFAULT)
+    if calibration is not None and not chosen.is_smoothed:
+        raise RecipeError(
+            f"recipe {chosen.name} does not calibrate, and reads no text",
+            remedy="leave out --calibration, or choose a recipe that does: int8",
+        )
     return Request(
-        recipe or recipes.resolve(card.default_recipe if card else recipes.DEFAULT),
+        chosen,
         shapes or Shapes(),
         output,
         force,
@@ -108,4 +123,5 @@ def request(
         jobs or workers.default_jobs(),
         use_cache,
         with_bundle,
+        calibration,
     )

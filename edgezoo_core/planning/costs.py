@@ -31,6 +31,8 @@ _LEADER_BYTES, _STREAMING_BYTES, _ROW_BYTES = 46_000_000, 67_500_000, 52
 _TORCH_BYTES = 240_000_000
 #: A worker that traces: the libraries. A mask that is built in is held so many times.
 _TRACER_BYTES, _MASKS_HELD = 672_000_000, 8
+#: The worker that calibrates: the libraries, and the largest layer in float32 so many times.
+_CALIBRATOR_BYTES, _LAYERS_HELD = 900_000_000, 2
 #: The worker that quantizes: the libraries, each layer in each signature, the scales so many times.
 _QUANTIZER_BYTES, _QUANTIZER_LAYER_BYTES, _SCALES_HELD = 82_000_000, 280_000, 7
 #: The worker that bundles: the libraries, and the tokenizer's files so many times.
@@ -41,6 +43,8 @@ _LITERT_BYTES, _LITERT_PARAMETER_BYTES = 1_200_000_000, 19.8
 #: Seconds in Python: to start and to check the file, to import the libraries, to trace a signature,
 #: to quantize the graph and each layer in each signature.
 _START, _IMPORT, _TRACE, _QUANTIZE, _QUANTIZE_LAYER = 1.7, 6.0, 4.9, 0.6, 0.023
+#: To calibrate: the libraries and the tokenizer, and per billion parameters.
+_CALIBRATE, _CALIBRATE_PARAMETERS = 14.0, 90.0
 #: To import what reads tokenizers, and to try one, per million bytes of it.
 _TOKENIZER, _TOKENIZER_MB = 7.4, 0.25
 #: Seconds per gigabyte: of the checkpoint read, hashed and encoded; of it more in blocks; of the
@@ -90,6 +94,8 @@ class Work:
         bundle_bytes: 0 where none is made.
         tokenizer_bytes: Files of the tokenizer.
         needs_torch: Whether PyTorch files are read, or adapters merged.
+        largest: Numbers in the largest parameter.
+        is_calibrated: Whether the model is run first, for what its recipe folds.
     """
 
     engine: str
@@ -105,12 +111,16 @@ class Work:
     bundle_bytes: int
     tokenizer_bytes: int
     needs_torch: bool
+    largest: int
+    is_calibrated: bool
 
 
 def memory(work: Work) -> dict[str, int]:
     """Returns the resident size of all processes together, by stage."""
     torch_bytes = _TORCH_BYTES if work.needs_torch else 0
     found: dict[str, int] = {}
+    if work.is_calibrated:
+        found["calibrating"] = _CALIBRATOR_BYTES + _LAYERS_HELD * 4 * work.largest
     if work.engine == "litert":
         found["litert"] = int(_LITERT_BYTES + _LITERT_PARAMETER_BYTES * work.parameters)
     else:
@@ -133,6 +143,9 @@ def seconds(work: Work, speed: Speed) -> dict[str, float]:
     """Returns the wall time of each stage."""
     artifact, checkpoint = work.sizes.total / _GB, work.checkpoint_bytes / _GB
     found = {"start": _START * speed.python}
+    if work.is_calibrated:
+        billions = work.parameters / _GB
+        found["calibrating"] = (_CALIBRATE + _CALIBRATE_PARAMETERS * billions) * speed.python
     if work.engine == "litert":
         found["litert"] = (_LITERT + _LITERT_PARAMETERS * work.parameters / _GB) * speed.python
     else:

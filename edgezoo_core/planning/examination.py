@@ -44,6 +44,7 @@ class Request:
     jobs: int
     use_cache: bool
     with_bundle: bool
+    calibration: Path | None
 
 
 def examine(
@@ -232,6 +233,8 @@ class _Examination:
             tokenizer_bytes=max(texts.values(), default=0),
             needs_torch=bool(self._request.adapters)
             or any(n.endswith(PYTORCH_SUFFIXES) for n in files),
+            largest=max((math.prod(s) for s in known.shapes.values()), default=0),
+            is_calibrated=self._request.recipe.is_smoothed,
         )
 
     def _check_adapters(self) -> None:

@@ -22,8 +22,11 @@ def recipe_file(manifest: Mapping[str, Any]) -> tuple[str, str] | None:
     None where a name alone says it, or where a recipe file could not say it.
     """
     record = manifest["recipe"]
-    if record["name"] in RECIPES:
-        return None
+    folds, called = record.get("folds", {}), record["name"]
+    if called in RECIPES:
+        if not folds:
+            return None
+        called += "_folded"  # what was calibrated, which a file cannot be called
     parts: dict[str, str] = {}
     layers: dict[str, dict[int, str]] = {}
     for place, name in record["weights"].items():
@@ -41,10 +44,12 @@ def recipe_file(manifest: Mapping[str, Any]) -> tuple[str, str] | None:
         for layer, name in names.items():
             if name != parts[part]:
                 exceptions.setdefault(layer, {})[part] = name
-    lines = [f'name = "{_word(record["name"])}"', *_lines(parts)]
+    lines = [f'name = "{_word(called)}"', *_lines(parts)]
     for layer in sorted(exceptions):
         lines += ["", f"[layers.{layer}]", *_lines(exceptions[layer])]
-    return f"{record['name']}.toml", "\n".join(lines) + "\n"
+    if folds:
+        lines += ["", "[folds]", *(f'"{_word(p)}" = "{_word(k)}"' for p, k in folds.items())]
+    return f"{called}.toml", "\n".join(lines) + "\n"
 
 
 def install(manifest: Mapping[str, Any]) -> list[str]:

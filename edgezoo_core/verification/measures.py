@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,16 +91,26 @@ def loss(reference: Floats, subject: Floats, following: Sequence[int]) -> Loss:
     )
 
 
-def layers(reference: Run, subject: Run) -> list[LayerDifference]:
-    """Compares the keys and values of every layer."""
-    return [
-        LayerDifference(
-            i,
-            _relative(reference.keys[i], subject.keys[i]),
-            _relative(reference.values[i], subject.values[i]),
-        )
-        for i in range(len(reference.keys))
-    ]
+def layers(
+    reference: Run, subject: Run, factors: Mapping[int, Floats] | None = None
+) -> list[LayerDifference]:
+    """Compares the keys and values of every layer.
+
+    Args:
+        reference: What is right.
+        subject: What is judged.
+        factors: Layer -> what the subject's values were multiplied by, float32 [Hkv * D], where a
+            recipe folds them.
+    """
+    found = []
+    for i in range(len(reference.keys)):
+        right = reference.values[i]
+        if factors and i in factors:
+            groups, _, width = right.shape
+            right = right * factors[i].reshape(groups, 1, width)
+        keys = _relative(reference.keys[i], subject.keys[i])
+        found.append(LayerDifference(i, keys, _relative(right, subject.values[i])))
+    return found
 
 
 def _relative(a: Floats, b: Floats) -> float:

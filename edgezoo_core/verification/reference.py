@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from edgezoo_core import model
 from edgezoo_core.checkpoint import Checkpoint
 from edgezoo_core.errors import VerificationError
 from edgezoo_core.types import LazyTensor
@@ -38,24 +39,24 @@ def by_transformers(checkpoint: Checkpoint) -> Forward:
             str(checkpoint.folder), local_files_only=True, trust_remote_code=False
         )
         with init_empty_weights(include_buffers=False):
-            model: Any = AutoModelForCausalLM.from_config(
+            net: Any = AutoModelForCausalLM.from_config(
                 config, dtype=torch.float32, attn_implementation="eager", trust_remote_code=False
             )
     except (OSError, ValueError, KeyError, ImportError) as e:
         raise _unknown(checkpoint, str(e).splitlines()[0]) from e
-    model.tie_weights()
-    tied = dict(getattr(model, "_tied_weights_keys", None) or {})
+    net.tie_weights()
+    tied = dict(getattr(net, "_tied_weights_keys", None) or {})
     weights = _ByName(checkpoint, tied if config.tie_word_embeddings else {})
-    missing = [n for n, _ in model.named_parameters() if n not in weights]
+    missing = [n for n, _ in net.named_parameters() if n not in weights]
     if missing:
         raise _unknown(checkpoint, f"the checkpoint lacks {missing[0]}")
-    _stream(model, weights)
+    model.bring(net, weights)
 
     def forward(tokens: torch.Tensor, start: int) -> Any:
         kept = torch.arange(start - 1, tokens.shape[1])
         # Made here, a cache keeps every token; the model's own drops what a window has left behind.
         cache: Any = DynamicCache()
-        output = model(tokens, use_cache=True, past_key_values=cache, logits_to_keep=kept)
+        output = net(tokens, use_cache=True, past_key_values=cache, logits_to_keep=kept)
         return output.logits[0], [(layer.keys[0], layer.values[0]) for layer in cache.layers]
 
     return forward
@@ -65,9 +66,7 @@ def by_author(module: Any, weights: Mapping[str, LazyTensor]) -> Forward:
     """Returns the re-authored module, parameters on meta, with the weights it is to have."""
     from litert_torch.generative.layers.kv_cache import KV_LAYOUT_TRANSPOSED, KVCache
 
-    first = {id(p): n for n, p in module.named_parameters()}
-    every = module.named_parameters(remove_duplicate=False)
-    _stream(module, _Mapped(weights, {n: first[id(p)] for n, p in every}))
+    model.on_demand(module, weights)
 
     def forward(tokens: torch.Tensor, start: int) -> Any:
         length = tokens.shape[1]
@@ -102,14 +101,6 @@ def choices(forward: Forward, tokens: tuple[int, ...], start: int, vocabulary: i
     return logits[:, :vocabulary].argmax(-1).tolist()
 
 
-def _stream(module: Any, weights: Mapping[str, torch.Tensor]) -> None:
-    from accelerate.hooks import attach_align_device_hook
-
-    attach_align_device_hook(
-        module.eval(), execution_device=torch.device("cpu"), offload=True, weights_map=weights
-    )
-
-
 class _ByName(Mapping[str, torch.Tensor]):
     """A checkpoint's tensors under the names of transformers' parameters, in float32."""
 
@@ -134,23 +125,6 @@ class _ByName(Mapping[str, torch.Tensor]):
             return self._tied[name]
         # Some checkpoints are saved from the decoder alone.
         return name if name in self._checkpoint.tensors else name.removeprefix("model.")
-
-
-class _Mapped(Mapping[str, torch.Tensor]):
-    """The re-authored module's parameters, in float32."""
-
-    def __init__(self, weights: Mapping[str, LazyTensor], tied: Mapping[str, str]) -> None:
-        self._weights = weights
-        self._tied = tied
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        return self._weights[self._tied[name]].read().float()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._weights)
-
-    def __len__(self) -> int:
-        return len(self._weights)
 
 
 def _unknown(checkpoint: Checkpoint, reason: str) -> VerificationError:

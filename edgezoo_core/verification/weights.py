@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from edgezoo_core.conversion import reading, rows
 from edgezoo_core.conversion.program import Matrix, Program, Vector
+from edgezoo_core.conversion.rescaling import UNCHANGED, Rescaling
 from edgezoo_core.recipe import FORMATS
 from edgezoo_core.types import Progress, RowSlice, WeightFormat, silent
 
@@ -56,6 +57,7 @@ def compare(
     program: Program,
     checkpoint: Checkpoint,
     adapters: AdapterSet | None = None,
+    rescaling: Rescaling = UNCHANGED,
     progress: Progress = silent,
 ) -> list[MatrixError]:
     """Reads every row of every matrix and vector of a file.
@@ -65,6 +67,7 @@ def compare(
         program: Where its rows stand.
         checkpoint: Where they come from.
         adapters: What was merged into them.
+        rescaling: What they were multiplied by then.
         progress: Told how much of the file has been read.
 
     Returns:
@@ -75,17 +78,18 @@ def compare(
     done, total = 0, sum(m.size_bytes for m in program.matrices)
     with output.open("rb") as file:
         for matrix in program.matrices:
-            results.append(_matrix(file.fileno(), matrix, source))
+            results.append(_matrix(file.fileno(), matrix, source, rescaling))
             done += matrix.size_bytes
             progress.advance(done, total)
-        return [*results, *(_vector(file.fileno(), v, source) for v in program.vectors)]
+        vectors = (_vector(file.fileno(), v, source, rescaling) for v in program.vectors)
+        return [*results, *vectors]
 
 
-def _matrix(file: int, matrix: Matrix, source: _Source) -> MatrixError:
+def _matrix(file: int, matrix: Matrix, source: _Source, rescaling: Rescaling) -> MatrixError:
     fmt = FORMATS[matrix.format]
     worst, place = 0.0, 0
     for first, values in source.chunks(matrix.parameter):
-        expected = _folded(values, matrix)
+        expected = rescaling.matrix(matrix.parameter, first, _folded(values, matrix))
         errors = _errors(file, matrix, fmt, first, expected)
         row = int(errors.argmax())
         if errors[row] > worst or not np.isfinite(errors[row]):
@@ -145,9 +149,10 @@ def _folded(source: Floats, matrix: Matrix) -> Floats:
     return source * operand if matrix.operation == "*" else source / operand
 
 
-def _vector(file: int, vector: Vector, source: _Source) -> MatrixError:
+def _vector(file: int, vector: Vector, source: _Source, rescaling: Rescaling) -> MatrixError:
     chunks = [c.reshape(-1) for _, c in source.chunks(vector.parameter)]
-    expected = np.concatenate(chunks)[vector.start : vector.stop] + np.float32(vector.shift)
+    shifted = np.concatenate(chunks)[vector.start : vector.stop] + np.float32(vector.shift)
+    expected = rescaling.vector(vector.parameter, vector.start, shifted)
     raw = os.pread(file, 4 * len(expected), vector.offset)
     stored = np.frombuffer(raw, np.float32).astype(np.float64)
     half = np.spacing(np.abs(expected)).astype(np.float64) / 2

@@ -209,6 +209,8 @@ def work(**changes) -> Work:
         "bundle_bytes": 0,
         "tokenizer_bytes": 0,
         "needs_torch": False,
+        "largest": 1 << 20,
+        "is_calibrated": False,
     }
     return Work(**{**usual, **changes})
 

@@ -16,7 +16,7 @@ def author(model: Model, config: Config) -> Decoder:
     from edgezoo_core import authoring
     from edgezoo_gemma import gemma
 
-    return authoring.decoder(gemma.model_config(config))
+    return authoring.decoder(gemma.model_config(config), folds=gemma.folds(config))
 
 
 @hookimpl

@@ -16,7 +16,7 @@ def author(model: Model, config: Config) -> Decoder:
     from edgezoo_core import authoring
     from edgezoo_phi2 import phi2
 
-    return authoring.decoder(phi2.model_config(config))
+    return authoring.decoder(phi2.model_config(config), folds=phi2.folds(config))
 
 
 @hookimpl

@@ -11,6 +11,7 @@ from edgezoo_core.authoring import (
     AttentionConfig,
     BlockConfig,
     Config,
+    Fold,
     TensorNames,
     hub_names,
     layer_norm,
@@ -57,6 +58,14 @@ def model_config(config: Config) -> layers.ModelConfig:
         lm_head_use_bias=True,
         lm_head_share_weight_with_embedding=config.flag("tie_word_embeddings", False),
     )
+
+
+def folds(config: Config) -> list[Fold]:
+    """Returns which activations feed which weights; an activation stands before fc2."""
+    found = [Fold("pre_attention_norm", ("qkv", "up")), Fold("value", ("o",))]
+    if not config.flag("tie_word_embeddings", False):
+        found.append(Fold("final_norm", ("lm_head",)))
+    return found
 
 
 def tensor_names(config: Config, names: frozenset[str]) -> TensorNames:
