@@ -55,6 +55,7 @@ def test_predicted_sizes_come_true(save_model, tmp_path, family, config, recipes
             jobs=1,
             use_cache=False,
             with_bundle=False,
+            calibration=None,
         )
         source = sources.fetch(prospect, sources.settle(prospect))
         job = source.job(recipe.resolve(chosen), shapes)

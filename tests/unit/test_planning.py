@@ -82,6 +82,7 @@ def light_plan(folder, output, **options) -> Plan:
         "jobs": 2,
         "use_cache": False,
         "with_bundle": True,
+        "calibration": None,
         **options,
     }
     request = planning.request(prospect, **wanted)
