@@ -73,6 +73,26 @@ def decoder(
     return module
 
 
+def usual_folds(config: layers.ModelConfig) -> list[Fold]:
+    """Returns the folds of blocks like Llama's, and of a head that is not the embedding.
+
+    Such a block has a norm before attention, another before a gated feed-forward, and nothing
+    between values and the output projection.
+
+    Args:
+        config: Of the model.
+    """
+    found = [
+        Fold("pre_attention_norm", ("qkv",)),
+        Fold("value", ("o",)),
+        Fold("post_attention_norm", ("gate", "up")),
+        Fold("up", ("down",)),
+    ]
+    if not config.lm_head_share_weight_with_embedding:
+        found.append(Fold("final_norm", ("lm_head",)))
+    return found
+
+
 def rms_norm(epsilon: float, *, zero_centered: bool = False) -> layers.NormalizationConfig:
     """Describes an RMSNorm.
 
@@ -139,6 +159,7 @@ __all__ = [
     "hub_names",
     "Decoder",
     "Fold",
+    "usual_folds",
     "Model",
     "Config",
     "Checkpoint",

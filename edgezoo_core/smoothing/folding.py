@@ -41,7 +41,7 @@ def choose(
             exponents = choice.exponents(
                 inputs,
                 [
-                    choice.Reader(choice.thinned(w), formats[n])
+                    choice.Reader(choice.thinned(w), formats.get(n))
                     for n, w in zip(readers, weights, strict=True)
                 ],
                 groups=columns.groups,

@@ -16,7 +16,8 @@ def author(model: Model, config: Config) -> Decoder:
     from edgezoo_core import authoring
     from edgezoo_gemma import gemma
 
-    return authoring.decoder(gemma.model_config(config), folds=gemma.folds(config))
+    described = gemma.model_config(config)
+    return authoring.decoder(described, folds=authoring.usual_folds(described))
 
 
 @hookimpl

@@ -14,7 +14,6 @@ from edgezoo_core.authoring import (
     AttentionConfig,
     BlockConfig,
     Config,
-    Fold,
     TensorNames,
     hub_names,
     layers,
@@ -72,19 +71,6 @@ def _activation(config: Config) -> layers.ActivationType:
             "hidden_activation", newer, f"hidden_act is {config.get('hidden_act')!r}"
         )
     return activation
-
-
-def folds(config: Config) -> list[Fold]:
-    """Returns which activations feed which weights and nothing else."""
-    found = [
-        Fold("pre_attention_norm", ("qkv",)),
-        Fold("value", ("o",)),
-        Fold("post_attention_norm", ("gate", "up")),
-        Fold("up", ("down",)),
-    ]
-    if not config.flag("tie_word_embeddings", True):
-        found.append(Fold("final_norm", ("lm_head",)))
-    return found
 
 
 def tensor_names(config: Config, names: frozenset[str]) -> TensorNames:

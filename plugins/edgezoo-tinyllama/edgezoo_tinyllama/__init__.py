@@ -16,7 +16,8 @@ def author(model: Model, config: Config) -> Decoder:
     from edgezoo_core import authoring
     from edgezoo_tinyllama import tinyllama
 
-    return authoring.decoder(tinyllama.model_config(config), folds=tinyllama.folds(config))
+    described = tinyllama.model_config(config)
+    return authoring.decoder(described, folds=authoring.usual_folds(described))
 
 
 @hookimpl

@@ -12,7 +12,6 @@ from edgezoo_core.authoring import (
     AttentionConfig,
     BlockConfig,
     Config,
-    Fold,
     TensorNames,
     hub_names,
     layers,
@@ -59,19 +58,6 @@ def model_config(config: Config) -> layers.ModelConfig:
         final_norm_config=norm,
         lm_head_share_weight_with_embedding=config.flag("tie_word_embeddings", False),
     )
-
-
-def folds(config: Config) -> list[Fold]:
-    """Returns which activations feed which weights and nothing else."""
-    found = [
-        Fold("pre_attention_norm", ("qkv",)),
-        Fold("value", ("o",)),
-        Fold("post_attention_norm", ("gate", "up")),
-        Fold("up", ("down",)),
-    ]
-    if not config.flag("tie_word_embeddings", False):
-        found.append(Fold("final_norm", ("lm_head",)))
-    return found
 
 
 def tensor_names(config: Config, names: frozenset[str]) -> TensorNames:
