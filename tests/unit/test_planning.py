@@ -224,6 +224,20 @@ def test_what_the_cache_has_costs_nothing():
     assert "skeleton" in costs.seconds(work(basis="trace"), Speed())
 
 
+def test_calibration_is_a_stage_of_its_own():
+    plain, calibrated = costs.memory(work()), costs.memory(work(is_calibrated=True))
+    assert calibrated.keys() - plain.keys() == {"calibrating"}
+    larger = costs.memory(work(is_calibrated=True, largest=1 << 29))
+    # The largest parameter is held in float32.
+    assert larger["calibrating"] - calibrated["calibrating"] >= 4 * ((1 << 29) - (1 << 20))
+    small, large = (
+        costs.seconds(work(is_calibrated=True, parameters=n), costs.Speed())["calibrating"]
+        for n in (GB, 3 * GB)
+    )
+    assert small < large < 3 * small
+    assert "calibrating" not in costs.seconds(work(), costs.Speed())
+
+
 def test_a_slower_machine_takes_longer():
     usual = sum(costs.seconds(work(bundle_bytes=GB), Speed()).values())
     slow = sum(costs.seconds(work(bundle_bytes=GB), Speed(2, 2, 2)).values())
