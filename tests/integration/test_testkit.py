@@ -551,6 +551,34 @@ class Forgetful(Decoder):
         "logits differ",
         more=wrapped("s.name == 'decode'", ONE_TOKEN_ON),
     ),
+    "a fold that the structure forbids": Mutant(
+        "folds-exact",
+        "what reads it is gate, up",
+        hooks={
+            "architecture.model_config(config))": (
+                "architecture.model_config(config),"
+                " folds=[authoring.Fold('post_attention_norm', ('gate',))])"
+            )
+        },
+    ),
+    "a fold that a forward of its own forbids": Mutant(
+        "folds-exact",
+        "layers.0.up cannot be folded",
+        hooks={
+            "architecture.model_config(config))": (
+                "architecture.model_config(config), architecture.Shifted,"
+                " folds=[authoring.Fold('up', ('down',))])"
+            )
+        },
+        code="""
+class Shifted(Decoder):
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        for block in self.transformer_blocks:
+            # Too little to show, but it is not multiplied as what the fold divides.
+            block.ff.w3.register_forward_hook(lambda module, inputs, output: output + 1e-6)
+""",
+    ),
     "values changed as they are read": Mutant(
         "tensors-mapped",
         "its slices are 0 rows of the checkpoint",

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
+from edgezoo_core import folds
+from edgezoo_core.conversion import rescaling
 from edgezoo_core.errors import EdgezooError, listing
 from edgezoo_core.testkit.check import check, demand
 from edgezoo_core.testkit.demands import demand_module, difference_text
@@ -43,6 +45,30 @@ def config_fields(subject: Subject) -> str:
     demand(not found, *found)
     counts = ", ".join(f"{answers[answer]} {answer}" for answer in get_args(_Answer))
     return f"{counts} ({listing(refused)})" if refused else counts
+
+
+@check("folds-exact", since="0.1.0", needs=["module-equals-reference"])
+def folds_exact(subject: Subject) -> str:
+    """What the author declares to feed only certain weights does: folding changes no number."""
+    counts = Counter[str]()
+    for sample in subject.samples:
+        module = subject.materialize(sample)
+        places = folds.places(module)
+        counts.update(place.name.rpartition(".")[2] for place in places)
+        tokens = subject.tokens(sample)[:, :MODULE_TOKENS]
+        expected = run(module, tokens)
+        for place in places:
+            # Up and down in turn: what is not undone shows.
+            exponents = [(-1) ** i * (1 + i % 3) for i in range(place.channels)]
+            folded: Any = subject.materialize(sample)
+            shapes = {n: tuple(p.shape) for n, p in folded.named_parameters()}
+            factors = rescaling.build(places, {place.name: exponents}, shapes, "the model")
+            rescaling.apply(factors, folded)
+            demand(
+                torch.equal(run(folded, tokens), expected),
+                f"{place.name} cannot be folded: the logits change",
+            )
+    return f"folds {listing(counts)}" if counts else "declares no folds"
 
 
 def _answer(
@@ -86,4 +112,4 @@ def _held_against(
     return f"{variation.text}: neither followed nor refused; {difference_text(apart)}"
 
 
-CHECKS = (module_equals_reference, config_fields)
+CHECKS = (module_equals_reference, config_fields, folds_exact)
