@@ -80,9 +80,14 @@ def plan(
         with_bundle=with_bundle,
         calibration=calibration,
     )
-    progress("measuring this machine")
-    speed = costs.probe(resources.existing(output))
+    speed = _probe(output, progress)
     return examine(text, prospect, wanted, is_full=True, speed=speed, progress=progress)
+
+
+def _probe(output: Path, progress: Progress) -> costs.Speed:
+    """Measures this machine, on the disk that the output goes to."""
+    progress("measuring this machine")
+    return costs.probe(resources.existing(output))
 
 
 def request(

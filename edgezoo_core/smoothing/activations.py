@@ -29,7 +29,6 @@ def listen(
         listeners: Path of a Linear of the module -> who is handed its input, in the model's order.
     """
     module: Any = authored.module
-
     if hasattr(module, "lm_head"):
         module.lm_head = _NoHead()
     for path, listener in listeners.items():
