@@ -14,9 +14,7 @@ out with --no-export.
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
-import runpy
 import shutil
 import subprocess
 import sys
@@ -25,6 +23,7 @@ from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import to_gguf
 from real_widths import CONFIGS
 
 PREFILL, SLOTS = (8, 128), 1280
@@ -108,23 +107,7 @@ def export(options: argparse.Namespace) -> None:
 
 def write_gguf(options: argparse.Namespace) -> None:
     """Converts with llama.cpp's own script, without a vocabulary, which it has no form for."""
-    sys.path[:0] = [str(options.llama_cpp / "gguf-py"), str(options.llama_cpp)]
-    # Not the file of that name beside this one.
-    base, gemma, llama, phi = (
-        importlib.import_module(f"conversion.{name}") for name in ("base", "gemma", "llama", "phi")
-    )
-
-    def no_vocabulary(model: Any) -> None:
-        model._set_vocab_none()
-        model.gguf_writer.add_vocab_size(model.hparams["vocab_size"])
-
-    for kind in (llama.LlamaModel, gemma.GemmaModel, phi.Phi2Model, base.TextModel):
-        kind.set_vocab = no_vocabulary
-    script = options.llama_cpp / "convert_hf_to_gguf.py"
-    output = options.folder / "q8.gguf"
-    sys.argv = [str(script), str(options.folder / "source"), "--outtype", "q8_0"]
-    sys.argv += ["--outfile", str(output)]
-    runpy.run_path(str(script), run_name="__main__")
+    to_gguf.write(options.llama_cpp, options.folder / "source", options.folder / "q8.gguf", "q8_0")
 
 
 STEPS = {"source": save_source, "converted": convert, "exported": export, "gguf": write_gguf}

@@ -12,8 +12,9 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -24,19 +25,24 @@ from edgezoo_core.runtime import Session
 from edgezoo_core.verification import measures, reference, runs, subject
 from edgezoo_core.verification.runs import Floats, Passage
 
+Reader = Callable[[Passage], Floats]
+"""From a passage to a model's logits behind each of its tokens, float32 [P, V]."""
+
 
 @dataclass(frozen=True, slots=True)
 class Lost:
     """A file's loss over all passages.
 
     Attributes:
+        size_bytes: Of the file.
         positions: Next tokens that were compared.
-        mean_kl: In nats.
+        mean_kl: In nats, from the checkpoint's probabilities to the file's.
         top1: Share where the likeliest token is the same.
         perplexity: The file's, of the passages.
         reference_perplexity: The checkpoint's.
     """
 
+    size_bytes: int
     positions: int
     mean_kl: float
     top1: float
@@ -44,69 +50,114 @@ class Lost:
     reference_perplexity: float
 
 
+@dataclass(frozen=True, slots=True)
+class Exam:
+    """What every file reads, and what is right.
+
+    Attributes:
+        passages: Each is read token by token.
+        right: The checkpoint's logits behind each token of a passage, float32 [P, V].
+    """
+
+    passages: tuple[Passage, ...]
+    right: tuple[Floats, ...]
+
+
 def main() -> None:
     """Compares the files named on the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("checkpoint", type=Path)
+    add_arguments(parser)
     parser.add_argument("files", nargs="+", metavar="NAME=FILE")
+    options = parser.parse_args()
+    exam = prepare(options)
+    found = {}
+    for argument in options.files:
+        name, _, path = argument.partition("=")
+        with litert(Path(path)) as read:
+            found[name] = examine(exam, Path(path), read)
+    if options.json:
+        print(json.dumps({name: asdict(lost) for name, lost in found.items()}))
+    else:
+        show(found)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what says which checkpoint is right, what is read, and how the result is printed."""
+    parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--text", type=Path)
     parser.add_argument("--passages", type=int, default=9)
-    parser.add_argument("--tokens", type=int, default=257)
+    parser.add_argument("--tokens", type=int, default=257, help="of a passage (%(default)s)")
     parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
+
+
+def prepare(options: argparse.Namespace) -> Exam:
+    """Chooses the passages and lets transformers read them, by the options of `add_arguments`."""
     text = (
         options.text.read_text() if options.text else "\n".join(topics[k] for k in sorted(topics))
     )
     passages = spread(options.checkpoint, text, options.passages, options.tokens)
+    forward = reference.by_transformers(
+        checkpoint.open_folder(options.checkpoint, str(options.checkpoint))
+    )
+    right = []
     with tempfile.TemporaryDirectory() as folder:
-        forward = reference.by_transformers(
-            checkpoint.open_folder(options.checkpoint, str(options.checkpoint))
-        )
-        right = []
         for passage in passages:
             reference.score(forward, passage, Path(folder))
             right.append(np.array(runs.load(Path(folder)).logits))
-        found = {}
-        for argument in options.files:
-            name, _, path = argument.partition("=")
-            found[name] = examine(Path(path), passages, right, Path(folder))
-    if options.json:
-        print(json.dumps({n: {k: getattr(f, k) for k in f.__slots__} for n, f in found.items()}))
-        return
-    print("| file | mean KL, nats | top-1 | perplexity |\n| --- | --- | --- | --- |")
-    for name, lost in found.items():
-        print(f"| {name} | {lost.mean_kl:.4f} | {lost.top1:.1%} | {lost.perplexity:.2f} |")
-    print(f"\n{lost.positions} positions; reference perplexity {lost.reference_perplexity:.2f}")
+    return Exam(passages, tuple(right))
 
 
-def spread(folder: Path, text: str, count: int, length: int) -> list[Passage]:
+def spread(folder: Path, text: str, count: int, length: int) -> tuple[Passage, ...]:
     """Returns passages that begin at equal distances in a text, each read token by token."""
     read = tokenizer.load(folder)
     found = []
     for number in range(count):
         part = text[number * len(text) // count :][: 16 * length]
         found.append(Passage(tuple(read.encode(part)[:length]), 1))
-    return found
+    return tuple(found)
 
 
-def examine(path: Path, passages: Sequence[Passage], right: Sequence[Floats], folder: Path) -> Lost:
-    """Lets a file read the passages and compares its logits with the reference's."""
-    losses = []
-    with Session(path) as session:
-        for passage, logits in zip(passages, right, strict=True):
-            subject.score(session, passage, folder)
-            got = np.array(runs.load(folder).logits)
-            losses.append(measures.loss(logits, got, passage.tokens[1:]))
+@contextmanager
+def litert(path: Path) -> Iterator[Reader]:
+    """Opens a .tflite in the LiteRT interpreter."""
+    with Session(path) as session, tempfile.TemporaryDirectory() as folder:
+
+        def read(passage: Passage) -> Floats:
+            subject.score(session, passage, Path(folder))
+            return np.array(runs.load(Path(folder)).logits)
+
+        yield read
+
+
+def examine(exam: Exam, path: Path, read: Reader) -> Lost:
+    """Lets a file read the passages and compares its logits with the checkpoint's."""
+    losses = [
+        measures.loss(logits, read(passage), passage.tokens[1:])
+        for passage, logits in zip(exam.passages, exam.right, strict=True)
+    ]
     weights = [loss.positions for loss in losses]
     return Lost(
+        path.stat().st_size,
         sum(weights),
         float(np.average([loss.mean_kl for loss in losses], weights=weights)),
         float(np.average([loss.top1 for loss in losses], weights=weights)),
         float(np.exp(np.mean([np.log(loss.subject_perplexity) for loss in losses]))),
         float(np.exp(np.mean([np.log(loss.reference_perplexity) for loss in losses]))),
     )
+
+
+def show(found: Mapping[str, Lost]) -> None:
+    """Prints the table."""
+    print("| file | MB | mean KL, nats | top-1 | perplexity |\n| --- | --- | --- | --- | --- |")
+    for name, lost in found.items():
+        print(
+            f"| {name} | {lost.size_bytes / 1e6:.1f} | {lost.mean_kl:.4f} | {lost.top1:.1%}"
+            f" | {lost.perplexity:.2f} |"
+        )
+    for lost in list(found.values())[:1]:
+        print(f"\n{lost.positions} positions; reference perplexity {lost.reference_perplexity:.2f}")
 
 
 if __name__ == "__main__":
