@@ -156,8 +156,8 @@ def show(found: Mapping[str, Lost]) -> None:
             f"| {name} | {lost.size_bytes / 1e6:.1f} | {lost.mean_kl:.4f} | {lost.top1:.1%}"
             f" | {lost.perplexity:.2f} |"
         )
-    for lost in list(found.values())[:1]:
-        print(f"\n{lost.positions} positions; reference perplexity {lost.reference_perplexity:.2f}")
+    first = next(iter(found.values()))  # all read the same
+    print(f"\n{first.positions} positions; reference perplexity {first.reference_perplexity:.2f}")
 
 
 if __name__ == "__main__":
