@@ -1,20 +1,22 @@
-"""A recipe that is to be smoothed becomes one that says what it folds."""
+"""What a recipe asks of calibration: what it folds, and its weights rounded."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-from collections.abc import Mapping
-from dataclasses import replace
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgezoo_core.cache import Cache
+from edgezoo_core.cache import Cache, Entry
+from edgezoo_core.calibrating import passage
 from edgezoo_core.compiler import open_cache, versions, workers
-from edgezoo_core.compiler.job import Job, formats_to_json
-from edgezoo_core.errors import CacheError
-from edgezoo_core.smoothing import passage
+from edgezoo_core.compiler.job import Job, recipe_to_json
+from edgezoo_core.conversion.codes import NO_CODES, SUFFIX, Codes
+from edgezoo_core.errors import CacheError, CalibrationError
 from edgezoo_core.sources import Source
 from edgezoo_core.types import Progress, Recipe, silent
 
@@ -23,7 +25,23 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_FOLDS = "folds.json"
+#: What a stage answered.
+_ANSWER = "answer.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Calibrated:
+    """What calibration gives.
+
+    Attributes:
+        recipe: The job's, which says what is folded now.
+        codes: Weights that are rounded already, if the recipe compensates.
+        peak_memory_bytes: The most that a worker took; 0 if all was in the cache.
+    """
+
+    recipe: Recipe
+    codes: Codes
+    peak_memory_bytes: int
 
 
 def calibrate(
@@ -34,15 +52,15 @@ def calibrate(
     *,
     use_cache: bool = True,
     progress: Progress = silent,
-) -> tuple[Recipe, int]:
-    """Returns the job's recipe with what it folds, and the worker's peak memory in bytes.
+) -> Calibrated:
+    """Lets the model read a text, and does what the job's recipe asks for.
 
     Args:
-        job: What is converted, with a recipe that is to be smoothed.
+        job: What is converted, with a recipe that is to be smoothed or compensated.
         source: Its checkpoint.
         adapters: What is merged into it.
         text: A text file to calibrate on in place of the carried one.
-        use_cache: Whether what was chosen is kept, and used again.
+        use_cache: Whether what was found is kept, and used again.
         progress: Told of each stage.
 
     Raises:
@@ -51,61 +69,97 @@ def calibrate(
     """
     read = passage.read(text)
     progress("calibrating")
-    request = {
-        "job": job.to_json(),
-        "adapters": adapters.to_json() if adapters else [],
-        "text": read,
-    }
-    parts = _parts(job, source, adapters, read, progress)
+    reading = _Reading.of(job, source, adapters, read, progress)
     try:
         with open_cache(is_kept=use_cache) as cache:
-            found, peak = _kept(cache, parts, request, progress)
+            return _calibrated(reading, cache)
     except CacheError as e:
+        if not use_cache:
+            raise CalibrationError(
+                f"what is in the making cannot be kept in {tempfile.gettempdir()}: {e.message}",
+                remedy="free some space there, or set TMPDIR to a folder that can be written",
+            ) from e
         logger.warning("%s; calibrating without the cache", e.message)
-        found, peak = _chosen(request, progress)
-    if not found["folds"]:
-        logger.warning(
-            "recipe %s: nothing is folded, since nothing would be gained, or family %s declares no"
-            " folds",
-            job.recipe.name,
-            job.model.family,
-        )
-    exponents = {place: tuple(values) for place, values in found["folds"].items()}
-    return replace(job.recipe, is_smoothed=False, folds=exponents), peak
+    return calibrate(job, source, adapters, text, use_cache=False, progress=progress)
 
 
-def _chosen(request: Mapping[str, Any], progress: Progress) -> tuple[Mapping[str, Any], int]:
-    (answer,) = workers.run("smooth", [request], progress)
-    return answer.result, answer.peak_memory_bytes
+def _calibrated(reading: _Reading, cache: Cache) -> Calibrated:
+    recipe, peaks = reading.job.recipe, [0]
+    if recipe.is_smoothed:
+        entry, peak = reading.entry("smooth", recipe, cache)
+        peaks.append(peak)
+        with _telling():
+            answer = json.loads(entry.path(_ANSWER).read_text(encoding="utf-8"))
+        found = answer["folds"]
+        if not found:
+            logger.warning(
+                "recipe %s: nothing is folded, since nothing would be gained, or family %s declares"
+                " no folds",
+                recipe.name,
+                reading.job.model.family,
+            )
+        exponents = {place: tuple(values) for place, values in found.items()}
+        recipe = replace(recipe, is_smoothed=False, folds=exponents)
+    codes = NO_CODES
+    if recipe.is_compensated:
+        entry, peak = reading.entry("compensate", recipe, cache)
+        peaks.append(peak)
+        names = [name for name in entry.files if name.endswith(SUFFIX)]
+        with _telling():
+            codes = Codes(entry.path(name) for name in names)
+    return Calibrated(recipe, codes, max(peaks))
 
 
-def _kept(
-    cache: Cache, parts: Mapping[str, Any], request: Mapping[str, Any], progress: Progress
-) -> tuple[Mapping[str, Any], int]:
-    entry, peak = cache.get("calibration", parts), 0
-    if entry is None:
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """A model that reads a text, in a worker, for what it has not been read for yet.
+
+    `parts` is all that what is found follows from, stage and recipe apart.
+    """
+
+    job: Job
+    adapters: Sequence[Any]
+    text: str
+    parts: Mapping[str, Any]
+    progress: Progress
+
+    @classmethod
+    def of(
+        cls, job: Job, source: Source, adapters: AdapterSet | None, text: str, progress: Progress
+    ) -> _Reading:
+        parts = {
+            **versions.identity(source.plugin),
+            "model": {"family": job.model.family, "card": job.model.card_id},
+            "config": dict(job.config),
+            "files": [[f.name, f.sha256] for f in source.checkpoint.hash_files(progress)],
+            "adapters": adapters.record() if adapters else [],
+            "text": passage.digest(text),
+        }
+        return cls(job, adapters.to_json() if adapters else [], text, parts, progress)
+
+    def entry(self, stage: str, recipe: Recipe, cache: Cache) -> tuple[Entry, int]:
+        """Returns what a stage gives for a recipe, and the peak memory of finding it."""
+        parts = {**self.parts, "stage": stage, "recipe": recipe_to_json(recipe)}
+        known = cache.get("calibration", parts)
+        if known:
+            return known, 0
         with cache.adding("calibration", parts) as adding:
-            found, peak = _chosen(request, progress)
-            name = request["job"]["model"]["source"]
-            adding.about = {"title": f"{name}, {parts['recipe']['name']}"}
-            (adding.folder / _FOLDS).write_text(json.dumps(found), encoding="utf-8")
-        entry = adding.entry
+            adding.about = {"title": f"{self.job.model.source}, {recipe.name}, {stage}"}
+            request: dict[str, Any] = {
+                "job": replace(self.job, recipe=recipe).to_json(),
+                "adapters": self.adapters,
+                "text": self.text,
+            }
+            if stage == "compensate":
+                request["folder"] = str(adding.folder)
+            (answer,) = workers.run(stage, [request], self.progress)
+            (adding.folder / _ANSWER).write_text(json.dumps(answer.result), encoding="utf-8")
+        return adding.entry, answer.peak_memory_bytes
+
+
+@contextmanager
+def _telling() -> Iterator[None]:
     try:
-        return json.loads(entry.path(_FOLDS).read_text(encoding="utf-8")), peak
+        yield
     except FileNotFoundError as e:  # another process cleared the cache just now
-        raise CacheError(f"{e.filename} is gone", remedy="convert once more") from e
-
-
-def _parts(
-    job: Job, source: Source, adapters: AdapterSet | None, text: str, progress: Progress
-) -> dict[str, Any]:
-    """Returns all that the choice follows from."""
-    return {
-        **versions.identity(source.plugin),
-        "model": {"family": job.model.family, "card": job.model.card_id},
-        "config": dict(job.config),
-        "recipe": formats_to_json(job.recipe),
-        "files": [[f.name, f.sha256] for f in source.checkpoint.hash_files(progress)],
-        "adapters": adapters.record() if adapters else [],
-        "text": hashlib.sha256(text.encode()).hexdigest(),
-    }
+        raise CacheError("a calibration is gone", remedy="convert once more") from e

@@ -22,6 +22,7 @@ from edgezoo_core.sources import Source
 from edgezoo_core.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
+    from edgezoo_core.conversion.codes import Codes
     from edgezoo_core.adapter_merging import AdapterSet
 
 Engine = Literal["streaming", "litert"]
@@ -31,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What either engine is asked for."""
+    """What either engine is asked for; `codes` are weights that calibration has rounded."""
 
     job: Job
     source: Source
@@ -42,6 +43,7 @@ class Order:
     use_cache: bool
     with_bundle: bool
     calibration: Path | None = None
+    codes: Codes | None = None
 
     def path(self, kv_cache_length: int) -> Path:
         """Returns where the file goes; it must be free unless replacing was asked for.
@@ -122,10 +124,13 @@ def _by_streaming(order: Order, watch: Stopwatch, held: ExitStack) -> Made:
         _warn(compiled.warnings, compiled.growth_bytes, order.job.recipe.name, compiled.options)
         # With numpy, later than a refusal.
         from edgezoo_core.conversion import checking, rescaling, streaming
+        from edgezoo_core.conversion.changes import Changes
+        from edgezoo_core.conversion.codes import NO_CODES
 
         factors = rescaling.build(
             compiled.places, order.job.recipe.folds, compiled.shapes, order.job.model.source
         )
+        changes = Changes(order.adapters, factors, order.codes or NO_CODES)
         streaming.check_streamable(compiled.program, checkpoint)
         output, _ = held.enter_context(partial.files(path))
         watch("streaming the weights")
@@ -134,14 +139,13 @@ def _by_streaming(order: Order, watch: Stopwatch, held: ExitStack) -> Made:
             output,
             compiled.program,
             checkpoint,
-            adapters=order.adapters,
-            rescaling=factors,
+            changes,
             threads=order.jobs,
             progress=watch,
         )
         _hold_against_hub(order.source, files)
         watch("checking the file")
-        checking.check(output, compiled.program, checkpoint, order.adapters, factors)
+        checking.check(output, compiled.program, checkpoint, changes)
         watch("hashing the file")
         written = _written(output)
         watch("syncing the file")

@@ -120,7 +120,9 @@ def _recipe(record: Mapping[str, Any]) -> Recipe:
         table = layers.setdefault(int(match["layer"]), {}) if match["layer"] else parts
         table[match["part"]] = recipes.FORMATS[name]
     folds = recipes.read_folds(record.get("folds", {}), "the manifest's recipe")
-    return Recipe(record["name"], None, parts, layers, folds=folds)
+    return Recipe(
+        record["name"], None, parts, layers, folds=folds, is_compensated="compensated" in record
+    )
 
 
 def _shapes(source: Source, options: SignatureOptions) -> Shapes:

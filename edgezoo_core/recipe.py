@@ -59,6 +59,7 @@ RECIPES: Mapping[str, str] = {
     "weight_only_int8": "int8 weights, one scale per output channel, computed in float32",
     "dynamic_int8": "int8 weights and, at run time, int8 activations",
     "int8": "dynamic_int8, smoothed: outliers of activations folded into weights, by calibration",
+    "int4": "dynamic_int4_block32, smoothed, with errors that make up for each other",
     "dynamic_int8_linear": "dynamic_int8 for linear layers, the embedding stays float32",
     "dynamic_int4_block32": "int4 weights in blocks of 32, int8 activations",
     "dynamic_int4_block128": "int4 weights in blocks of 128, int8 activations",
@@ -92,6 +93,10 @@ def resolve(text: str) -> Recipe:
         return Recipe(text, FORMATS["dynamic_int8"], {"embedding": None})
     if text == "int8":
         return Recipe(text, FORMATS["dynamic_int8"], is_smoothed=True)
+    if text == "int4":
+        return Recipe(
+            text, FORMATS["dynamic_int4_block32"], is_smoothed=True, is_compensated=True
+        )
     if text in RECIPES:
         return Recipe(text, FORMATS[text])
     for pattern, reason in REFUSED:
@@ -111,7 +116,8 @@ def read(path: Path) -> Recipe:
     tables `[layers.N]` with parts and groups, where N is an index (negative counts from the end)
     or a range `"2-5"`. Values are names of formats. A part beats its group, a layer beats both.
     `smooth = true` lets the conversion calibrate and choose what is folded; a table `[folds]` says
-    it instead, as a conversion recorded it (see `edgezoo_core.folds`).
+    it instead, as a conversion recorded it (see `edgezoo_core.folds`). `compensate = true` lets it
+    calibrate, too, and round integers so that their errors make up for each other.
 
     Raises:
         RecipeError: The file cannot be read, or a key or value is unknown.
@@ -133,19 +139,30 @@ def read(path: Path) -> Recipe:
     if not isinstance(layers, dict) or not all(isinstance(v, dict) for v in layers.values()):
         raise RecipeError(f"{path}: layers must be tables", remedy="write [layers.0]")
     default = _format(values.pop("default", "none"), f"{path}: default")
-    is_smoothed, chosen_folds = values.pop("smooth", False), values.pop("folds", {})
-    if not isinstance(is_smoothed, bool) or (is_smoothed and chosen_folds):
+    is_smoothed = _switch(values, "smooth", path)
+    is_compensated = _switch(values, "compensate", path)
+    chosen_folds = values.pop("folds", {})
+    if is_smoothed and chosen_folds:
         raise RecipeError(
-            f"{path}: smooth must be true or false, and false beside [folds]",
-            remedy="leave out one of them",
+            f"{path}: smooth = true chooses what [folds] says already", remedy="leave out one"
         )
-    parts = _parts(values, str(path), ("default", "folds", "layers", "name", "smooth"))
+    parts = _parts(
+        values, str(path), ("compensate", "default", "folds", "layers", "name", "smooth")
+    )
     overrides: dict[int, Mapping[str, WeightFormat | None]] = {}
     for key, table in layers.items():
         chosen = _parts(table, f"{path}: layers.{key}")
         for index in _layer_indexes(key, path):
             overrides[index] = {**overrides.get(index, {}), **chosen}
-    return Recipe(name, default, parts, overrides, is_smoothed, read_folds(chosen_folds, str(path)))
+    found = read_folds(chosen_folds, str(path))
+    return Recipe(name, default, parts, overrides, is_smoothed, found, is_compensated)
+
+
+def _switch(values: dict[str, Any], key: str, path: Path) -> bool:
+    value = values.pop(key, False)
+    if not isinstance(value, bool):
+        raise RecipeError(f"{path}: {key} must be true or false", remedy="write it without quotes")
+    return value
 
 
 def read_folds(table: Any, where: str) -> dict[str, tuple[int, ...]]:

@@ -116,6 +116,8 @@ class Recipe:
         layers: Overrides: layer index (negative counts from the end) to format by part.
         is_smoothed: Whether the conversion calibrates, and chooses `folds` by what it measures.
         folds: Exponents of two by place, one for each channel (see `edgezoo_core.folds`).
+        is_compensated: Whether integers are rounded so that their errors make up for each other,
+            by what the weights read of a text (see `edgezoo_core.calibrating.rounding`).
     """
 
     name: str
@@ -124,6 +126,12 @@ class Recipe:
     layers: Mapping[int, Mapping[str, WeightFormat | None]] = field(default_factory=dict)
     is_smoothed: bool = False
     folds: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    is_compensated: bool = False
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether the conversion lets the model read a text first."""
+        return self.is_smoothed or self.is_compensated
 
 
 @dataclass(frozen=True, slots=True)

@@ -226,10 +226,10 @@ def _carry_out(order: engines.Order, engine: Engine, watch: Stopwatch) -> Conver
 
 
 def _calibrated(order: engines.Order, watch: Stopwatch) -> tuple[engines.Order, dict[str, int]]:
-    """Returns the order with what its recipe folds, and what finding that took of memory."""
-    if not order.job.recipe.is_smoothed:
+    """Returns the order with what calibration gives, and what that took of memory."""
+    if not order.job.recipe.calibrates:
         return order, {}
-    recipe, peak = calibrate(
+    found = calibrate(
         order.job,
         order.source,
         order.adapters,
@@ -237,8 +237,9 @@ def _calibrated(order: engines.Order, watch: Stopwatch) -> tuple[engines.Order, 
         use_cache=order.use_cache,
         progress=watch,
     )
-    taken = {"calibrating": peak} if peak else {}
-    return replace(order, job=replace(order.job, recipe=recipe)), taken
+    peak = found.peak_memory_bytes
+    job = replace(order.job, recipe=found.recipe)
+    return replace(order, job=job, codes=found.codes), {"calibrating": peak} if peak else {}
 
 
 def author(source: Source, *, is_compared: bool, progress: Progress = silent) -> Mapping[str, Any]:
@@ -270,7 +271,7 @@ def _manifest(order: engines.Order, made: engines.Made, engine: Engine) -> dict[
         **_describe_source(order.source, made.files),
         **({"adapters": order.adapters.record()} if order.adapters else {}),
         "config": {**made.account, "warnings": list(made.warnings)},
-        "recipe": {**made.recipe, **_folded(order.job.recipe)},
+        "recipe": {**made.recipe, **_calibration(order)},
         "options": asdict(made.options),
         "signatures": list(made.signatures),
         "artifact": {"file": made.path.name, **made.written},
@@ -280,9 +281,14 @@ def _manifest(order: engines.Order, made: engines.Made, engine: Engine) -> dict[
     }
 
 
-def _folded(recipe: Recipe) -> dict[str, Any]:
-    spelled = {place: folds.spell(exponents) for place, exponents in recipe.folds.items()}
-    return {"folds": spelled} if spelled else {}
+def _calibration(order: engines.Order) -> dict[str, Any]:
+    recipe = order.job.recipe
+    told: dict[str, Any] = {}
+    if recipe.is_compensated:
+        told["compensated"] = {"text_sha256": passage.digest(passage.read(order.calibration))}
+    if recipe.folds:
+        told["folds"] = {place: folds.spell(k) for place, k in recipe.folds.items()}
+    return told
 
 
 def _describe_source(source: Source, files: Sequence[SourceFile]) -> dict[str, Any]:

@@ -65,6 +65,8 @@ def recipe_to_json(recipe: Recipe) -> dict[str, Any]:
     told = formats_to_json(recipe)
     if recipe.is_smoothed:
         told["is_smoothed"] = True
+    if recipe.is_compensated:
+        told["is_compensated"] = True
     if recipe.folds:
         told["folds"] = {place: folds.spell(k) for place, k in recipe.folds.items()}
     return told
@@ -95,6 +97,7 @@ def recipe_from_json(value: Mapping[str, Any]) -> Recipe:
         },
         bool(value.get("is_smoothed")),
         {place: folds.parse(text) for place, text in value.get("folds", {}).items()},
+        bool(value.get("is_compensated")),
     )
 
 

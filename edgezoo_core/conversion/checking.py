@@ -6,20 +6,17 @@ import mmap
 import os
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from edgezoo_core.checkpoint import Checkpoint
 from edgezoo_core.conversion import encoding, reading, streaming
+from edgezoo_core.conversion.changes import NO_CHANGES, Changes
 from edgezoo_core.conversion.program import Matrix, Program, Vector
-from edgezoo_core.conversion.rescaling import UNCHANGED, Rescaling
 from edgezoo_core.errors import ConversionError, listing
 from edgezoo_core.recipe import FORMATS
-
-if TYPE_CHECKING:
-    from edgezoo_core.adapter_merging import AdapterSet
 
 _WEIGHT_OPERATORS = {
     schema.BuiltinOperator.FULLY_CONNECTED,
@@ -38,8 +35,7 @@ def check(
     output: Path,
     program: Program,
     checkpoint: Checkpoint,
-    adapters: AdapterSet | None = None,
-    rescaling: Rescaling = UNCHANGED,
+    changes: Changes = NO_CHANGES,
 ) -> None:
     """Checks a file that was filled.
 
@@ -57,7 +53,7 @@ def check(
         # Only the head is mapped: the weights are read by row.
         with mmap.mmap(file.fileno(), program.head_bytes, access=mmap.ACCESS_READ) as head:
             problems = list(_misread(head, program))
-        problems += _differing(file.fileno(), program, checkpoint, adapters, rescaling)
+        problems += _differing(file.fileno(), program, checkpoint, changes)
     if problems:
         raise _wrong(problems)
 
@@ -139,8 +135,7 @@ def _differing(
     file: int,
     program: Program,
     checkpoint: Checkpoint,
-    adapters: AdapterSet | None,
-    rescaling: Rescaling,
+    changes: Changes,
 ) -> Iterator[str]:
     """Yields the matrices and vectors whose rows are not what their source gives."""
     for name, destinations in streaming.plan(program).items():
@@ -153,7 +148,7 @@ def _differing(
                 else [(row, row + 1) for row in sorted(rows)]
             )
             for start, stop in spans:
-                encoded = _encoded(checkpoint, name, part, start, stop, adapters, rescaling)
+                encoded = _encoded(checkpoint, name, part, start, stop, changes)
                 for offset, data in encoded:
                     if os.pread(file, len(data), offset) != bytes(data):
                         yield f"rows {start} to {stop} of {name} are not in {part.target.parameter}"
@@ -165,17 +160,16 @@ def _encoded(
     part: streaming.Destination,
     start: int,
     stop: int,
-    adapters: AdapterSet | None,
-    rescaling: Rescaling,
+    changes: Changes,
 ) -> Sequence[tuple[int, memoryview]]:
     tensor = checkpoint.tensor(name)
     first, last = start, stop
-    if adapters is not None and adapters.touches(name):
+    if changes.adapters is not None and changes.adapters.touches(name):
         # Merged as it was: the same rows at the same time.
         first, last = next((a, b) for a, b in reading.chunk_rows(tensor) if a <= start < b)
     raw = reading.read_rows(checkpoint.folder / tensor.file, tensor, first, last)
     row = part.row + start - part.start
-    return encoding.encode(raw, tensor, first, start, stop, part.target, row, adapters, rescaling)
+    return encoding.encode(raw, tensor, first, start, stop, part.target, row, changes)
 
 
 def _wrong(problems: Sequence[str]) -> ConversionError:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgezoo_core.conversion import rows
+from edgezoo_core.conversion.changes import Changes
 from edgezoo_core.conversion.program import Matrix, Vector
 from edgezoo_core.conversion.reading import columns_of
 from edgezoo_core.conversion.rescaling import Floats, Rescaling
@@ -27,8 +28,7 @@ def encode(
     stop: int,
     target: Matrix | Vector,
     first: int,
-    adapters: AdapterSet | None,
-    rescaling: Rescaling,
+    changes: Changes,
 ) -> list[tuple[int, memoryview]]:
     """Turns rows of a tensor into bytes of the file.
 
@@ -40,8 +40,7 @@ def encode(
         stop: One past the last.
         target: The matrix or vector that they belong to.
         first: Row of the target, for a vector element, where they go.
-        adapters: What is merged into the whole chunk before.
-        rescaling: What the rows are multiplied by then.
+        changes: What becomes of the values on their way; adapters take the whole chunk.
 
     Returns:
         (byte of the file, bytes), data before scales.
@@ -51,12 +50,18 @@ def encode(
     """
     dtype = str(tensor.dtype)
     width = columns_of(tensor) * rows.DTYPES[dtype]
+    if isinstance(target, Matrix) and not target.operation:
+        fmt = FORMATS[target.format]
+        rounded = changes.codes.rows(target.parameter, fmt, first, stop - start)
+        if rounded:
+            return _placed(rounded, target, first)
     values: Any = memoryview(raw)[(start - row) * width : (stop - row) * width]
+    adapters = changes.adapters
     if adapters is not None and adapters.touches(tensor.name):
         merged = _merged(raw, tensor, row, adapters)[start - row : stop - row]
         values, dtype = np.ascontiguousarray(merged).view(np.uint8).reshape(-1), "float32"
     try:
-        encoded = _stored(values, dtype, columns_of(tensor), target, first, rescaling)
+        encoded = _stored(values, dtype, columns_of(tensor), target, first, changes.rescaling)
     except rows.UnusableValueError as e:
         raise _unusable(tensor, target, start, e) from e
     return _placed(encoded, target, first)

@@ -79,6 +79,12 @@ def convert(raw: Raw, dtype: str, columns: int, fmt: WeightFormat | None) -> Enc
     return _encode(rows, dtype, fmt)
 
 
+def stored(codes: Array, scales: Array, fmt: WeightFormat) -> Encoded:
+    """Returns integers as a .tflite stores them: codes, int8 [n, columns], float32 [n, blocks]."""
+    data = codes if fmt.bits == 8 else _in_pairs(codes)
+    return Encoded(data, scales.astype(np.float16) if fmt.block_size else scales.reshape(-1))
+
+
 def chunks(rows: int, height: int) -> list[tuple[int, int]]:
     """Cuts rows into chunks of `height` to `2 * height - 1`: the last takes the remainder."""
     starts = [i * height for i in range(max(1, rows // height))]
@@ -157,10 +163,15 @@ def _integers(rows: Array, dtype: str, fmt: WeightFormat) -> Encoded:
             np.clip(quotients, -8, 7, out=quotients)
         if fmt.bits == 8:
             np.copyto(data[part], quotients, casting="unsafe")
-        else:  # two in a byte, the first in the low nibble
-            pairs = quotients.astype(np.int8).view(np.uint16) & 0x0F0F
-            np.copyto(data[part], pairs | pairs >> 4, casting="unsafe")
+        else:
+            data[part] = _in_pairs(quotients.astype(np.int8))
     return Encoded(data, scales if fmt.block_size else scales.reshape(-1))
+
+
+def _in_pairs(codes: Array) -> Array:
+    """Returns two codes in a byte, uint8 [n, columns / 2], the first in the low nibble."""
+    pairs = codes.view(np.uint16) & 0x0F0F
+    return (pairs | pairs >> 4).astype(np.uint8)
 
 
 def _scales(values: Array, fmt: WeightFormat, scratch: Array, part: slice) -> Array:

@@ -13,19 +13,16 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from edgezoo_core.checkpoint import Checkpoint, SourceFile
 from edgezoo_core.conversion import rows
+from edgezoo_core.conversion.changes import NO_CHANGES, Changes
 from edgezoo_core.conversion.encoding import encode
 from edgezoo_core.conversion.program import Matrix, Program, Vector
 from edgezoo_core.conversion.reading import Chunk, columns_of, read_file
-from edgezoo_core.conversion.rescaling import UNCHANGED, Rescaling
 from edgezoo_core.errors import CheckpointError
 from edgezoo_core.types import Progress
-
-if TYPE_CHECKING:
-    from edgezoo_core.adapter_merging import AdapterSet
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +63,8 @@ def fill(
     output: Path,
     program: Program,
     checkpoint: Checkpoint,
+    changes: Changes = NO_CHANGES,
     *,
-    adapters: AdapterSet | None = None,
-    rescaling: Rescaling = UNCHANGED,
     threads: int = 2,
     progress: Progress,
 ) -> tuple[SourceFile, ...]:
@@ -78,8 +74,7 @@ def fill(
         output: The file, as long as the program says.
         program: Where each row goes.
         checkpoint: Where the rows come from.
-        adapters: What is merged into them on the way.
-        rescaling: What they are multiplied by then.
+        changes: What becomes of them on the way.
         threads: How many rows become bytes at the same time.
         progress: Told how many bytes of the checkpoint are done.
 
@@ -94,7 +89,7 @@ def fill(
     total = sum((checkpoint.folder / name).stat().st_size for name in checkpoint.files)
     sources = []
     with output.open("r+b") as sink, _Pool(threads) as pool:
-        writer = _Writer(sink.fileno(), adapters, rescaling)
+        writer = _Writer(sink.fileno(), changes)
         done = 0
         for name in checkpoint.files:
             path = checkpoint.folder / name
@@ -139,10 +134,9 @@ def plan(program: Program) -> Mapping[str, Sequence[Destination]]:
 class _Writer:
     """Turns rows into bytes and writes them where they belong."""
 
-    def __init__(self, file: int, adapters: AdapterSet | None, rescaling: Rescaling) -> None:
+    def __init__(self, file: int, changes: Changes) -> None:
         self._file = file
-        self._adapters = adapters
-        self._rescaling = rescaling
+        self._changes = changes
 
     def write(self, chunk: Chunk, part: Destination) -> None:
         """Writes those of a chunk's rows that go to one destination."""
@@ -162,8 +156,7 @@ class _Writer:
             stop,
             part.target,
             first,
-            self._adapters,
-            self._rescaling,
+            self._changes,
         )
         for offset, data in encoded:
             _write(self._file, data, offset)

@@ -112,10 +112,16 @@ def request(
     """
     card = prospect.target.card
     chosen = recipe or recipes.resolve(card.default_recipe if card else recipes.DEFAULT)
-    if calibration is not None and not chosen.is_smoothed:
+    if chosen.is_compensated and engine == "litert":
+        raise RecipeError(
+            f"recipe {chosen.name} compensates, and litert-torch's path rounds each weight by"
+            " itself",
+            remedy="leave out --engine litert",
+        )
+    if calibration is not None and not chosen.calibrates:
         raise RecipeError(
             f"recipe {chosen.name} does not calibrate, and reads no text",
-            remedy="leave out --calibration, or choose a recipe that does: int8",
+            remedy="leave out --calibration, or choose a recipe that does: int8 or int4",
         )
     return Request(
         chosen,

@@ -24,9 +24,9 @@ def recipe_file(manifest: Mapping[str, Any]) -> tuple[str, str] | None:
     record = manifest["recipe"]
     folds, called = record.get("folds", {}), record["name"]
     if called in RECIPES:
-        if not folds:
+        if not folds and "compensated" not in record:
             return None
-        called += "_folded"  # what was calibrated, which a file cannot be called
+        called += "_calibrated"  # what a file cannot be called
     parts: dict[str, str] = {}
     layers: dict[str, dict[int, str]] = {}
     for place, name in record["weights"].items():
@@ -45,6 +45,8 @@ def recipe_file(manifest: Mapping[str, Any]) -> tuple[str, str] | None:
             if name != parts[part]:
                 exceptions.setdefault(layer, {})[part] = name
     lines = [f'name = "{_word(called)}"', *_lines(parts)]
+    if "compensated" in record:
+        lines.append("compensate = true")
     for layer in sorted(exceptions):
         lines += ["", f"[layers.{layer}]", *_lines(exceptions[layer])]
     if folds:

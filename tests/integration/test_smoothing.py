@@ -19,7 +19,7 @@ from edgezoo_core.parity import run, sample_tokens
 from edgezoo_core.publishing import commands
 from edgezoo_core.runtime import Session
 from edgezoo_core.shapes import Shapes
-from edgezoo_core.smoothing import choice
+from edgezoo_core.calibrating import choice
 from edgezoo_core.types import WeightFormat
 
 SHAPES = Shapes(prefill_lengths=(4, 16), kv_cache_length=64)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from edgezoo_core import folds
 from edgezoo_core.folds import Place
-from edgezoo_core.smoothing import activations, choice
+from edgezoo_core.calibrating import activations, choice
 from edgezoo_core.types import Progress, QuantPlan
 
 if TYPE_CHECKING:
@@ -19,7 +19,12 @@ _SUFFIX = ".weight"
 
 
 def choose(
-    authored: AuthoredModel, plan: QuantPlan, tokens: Sequence[int], progress: Progress
+    authored: AuthoredModel,
+    plan: QuantPlan,
+    tokens: Sequence[int],
+    progress: Progress,
+    *,
+    is_compensated: bool,
 ) -> dict[str, list[int]]:
     """Lets a model read a text and returns exponents by place; none where nothing is gained.
 
@@ -28,6 +33,7 @@ def choose(
         plan: In which formats its weights will be stored.
         tokens: The text.
         progress: Told how many folds are done.
+        is_compensated: Whether their errors will make up for each other (see `rounding`).
     """
     places = folds.places(authored.module)
     formats = {r.parameter: r.format for r in plan.rules if r.operator == "FULLY_CONNECTED"}
@@ -41,11 +47,14 @@ def choose(
             exponents = choice.exponents(
                 inputs,
                 [
-                    choice.Reader(choice.thinned(w), formats.get(n))
+                    choice.Reader(
+                        choice.thinned(w, is_compensated=is_compensated), formats.get(n)
+                    )
                     for n, w in zip(readers, weights, strict=True)
                 ],
                 groups=columns.groups,
                 repeats=columns.repeats,
+                is_compensated=is_compensated,
             )
             if any(exponents):
                 chosen[place.name] = exponents
@@ -60,5 +69,5 @@ def choose(
         readers = [t.parameter for t in place.targets if t.axis]
         # All readers read the same: the first tells of it.
         listeners[readers[0].removesuffix(_SUFFIX)] = listener(place, readers)
-    activations.listen(authored, tokens, listeners)
+    activations.Listening(authored).read(tokens, listeners)
     return chosen
