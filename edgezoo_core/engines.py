@@ -22,8 +22,8 @@ from edgezoo_core.sources import Source
 from edgezoo_core.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
-    from edgezoo_core.conversion.codes import Codes
     from edgezoo_core.adapter_merging import AdapterSet
+    from edgezoo_core.conversion.codes import Codes
 
 Engine = Literal["streaming", "litert"]
 

@@ -56,7 +56,12 @@ FORM: _Form = {
         "kv_layout": _WORD,
         "mask_as_input": _FLAG,
     },
-    "recipe?": {"name": _WORD, "weights": _WORDS, "folds?": _WORDS, "compensated?": {"text_sha256": _WORD}},
+    "recipe?": {
+        "name": _WORD,
+        "weights": _WORDS,
+        "folds?": _WORDS,
+        "compensated?": {"text_sha256": _WORD},
+    },
     "signatures?": [{"name": _WORD}],
     "engine?": _WORD,
     "versions?": _WORDS,

@@ -94,9 +94,7 @@ def resolve(text: str) -> Recipe:
     if text == "int8":
         return Recipe(text, FORMATS["dynamic_int8"], is_smoothed=True)
     if text == "int4":
-        return Recipe(
-            text, FORMATS["dynamic_int4_block32"], is_smoothed=True, is_compensated=True
-        )
+        return Recipe(text, FORMATS["dynamic_int4_block32"], is_smoothed=True, is_compensated=True)
     if text in RECIPES:
         return Recipe(text, FORMATS[text])
     for pattern, reason in REFUSED:

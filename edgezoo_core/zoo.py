@@ -16,6 +16,7 @@ from edgezoo_core import recipe as recipes
 from edgezoo_core import tokenizer as tokenizers
 from edgezoo_core.adapter_sources import name_adapters, open_adapters
 from edgezoo_core.artifact import Artifact
+from edgezoo_core.calibrating import passage
 from edgezoo_core.calibration import calibrate
 from edgezoo_core.checkpoint import SourceFile
 from edgezoo_core.compiler import workers

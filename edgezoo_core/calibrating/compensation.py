@@ -142,9 +142,7 @@ def _summing(weight: _Weight, rescaling: Rescaling) -> Callable[[torch.Tensor], 
     return add
 
 
-def _write(
-    authored: AuthoredModel, weight: _Weight, rescaling: Rescaling, folder: Path
-) -> None:
+def _write(authored: AuthoredModel, weight: _Weight, rescaling: Rescaling, folder: Path) -> None:
     values = authored.weights[weight.parameter].read()
     if not bool(values.isfinite().all()):
         raise CheckpointError(

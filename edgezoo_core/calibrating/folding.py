@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from edgezoo_core import folds
-from edgezoo_core.folds import Place
 from edgezoo_core.calibrating import activations, choice
+from edgezoo_core.folds import Place
 from edgezoo_core.types import Progress, QuantPlan
 
 if TYPE_CHECKING:
@@ -47,9 +47,7 @@ def choose(
             exponents = choice.exponents(
                 inputs,
                 [
-                    choice.Reader(
-                        choice.thinned(w, is_compensated=is_compensated), formats.get(n)
-                    )
+                    choice.Reader(choice.thinned(w, is_compensated=is_compensated), formats.get(n))
                     for n, w in zip(readers, weights, strict=True)
                 ],
                 groups=columns.groups,

@@ -27,7 +27,25 @@ _WIDEST = 8192
 _ROWS, _COLUMNS = 1024, 32
 #: Candidates for a scale, as the code that the largest weight would have.
 _LARGEST = {
-    4: (5.5, 6.0, 6.5, 7.0, 7.25, 7.5, 7.75, 8.0, 8.25, 8.5, 9.0, 9.5, 10.0, 10.5, 11.0, 12.0, 13.0),
+    4: (
+        5.5,
+        6.0,
+        6.5,
+        7.0,
+        7.25,
+        7.5,
+        7.75,
+        8.0,
+        8.25,
+        8.5,
+        9.0,
+        9.5,
+        10.0,
+        10.5,
+        11.0,
+        12.0,
+        13.0,
+    ),
     8: (127.0, 130.0, 134.0, 138.0, 144.0, 150.0, 158.0),
 }
 _SMALLEST = 1e-9  # of a row of zeros, as `edgezoo_core.conversion.rows` takes it
@@ -107,7 +125,7 @@ def rounded(weight: torch.Tensor, uses: list[Use], fmt: WeightFormat) -> Rounded
         uses: How its columns are used, one for each part that makes up for itself, in order.
         fmt: An integer format.
     """
-    parts = weight.split(_ROWS)
+    parts = torch.split(weight, _ROWS)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # each works on rows of its own
     try:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from edgezoo_core import plugins
 from edgezoo_core import recipe as recipes
+from edgezoo_core.compiler.calibrating_stages import compensate, smooth
 from edgezoo_core.compiler.job import HEAD, PROGRAM, TRACE, Job, format_name
 from edgezoo_core.compiler.reading_stages import bench, pack, refer, score
 from edgezoo_core.compiler.schema import import_litert_torch
-from edgezoo_core.compiler.calibrating_stages import compensate, smooth
 from edgezoo_core.compiler.survey import describe, survey
 from edgezoo_core.errors import ConversionError, PluginError
 from edgezoo_core.hooks import LoadedPlugin

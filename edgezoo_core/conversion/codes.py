@@ -38,9 +38,7 @@ class Codes:
         file = self._files.get(_key(parameter, fmt)) if fmt else None
         if file is None:
             return None
-        data, scales = (
-            file.get_slice(name)[first : first + count] for name in ("data", "scales")
-        )
+        data, scales = (file.get_slice(name)[first : first + count] for name in ("data", "scales"))
         return Encoded(data, scales)
 
 
@@ -50,7 +48,9 @@ NO_CODES = Codes()
 
 def save(folder: Path, parameter: str, fmt: WeightFormat, encoded: Encoded) -> None:
     """Writes a whole weight into a folder."""
-    tensors = {"data": encoded.data, "scales": encoded.scales}
+    tensors = {"data": encoded.data}
+    if encoded.scales is not None:
+        tensors["scales"] = encoded.scales
     save_file(tensors, folder / f"{_key(parameter, fmt)}{SUFFIX}")
 
 

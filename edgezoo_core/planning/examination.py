@@ -234,7 +234,7 @@ class _Examination:
             needs_torch=bool(self._request.adapters)
             or any(n.endswith(PYTORCH_SUFFIXES) for n in files),
             largest=max((math.prod(s) for s in known.shapes.values()), default=0),
-            is_calibrated=self._request.recipe.is_smoothed,
+            is_calibrated=self._request.recipe.calibrates,
         )
 
     def _check_adapters(self) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from edgezoo_core import artifact, certificate, folds, recipe, reproduction, sources, zoo
+from edgezoo_core.calibrating import choice
 from edgezoo_core.compiler import workers
 from edgezoo_core.conversion import rescaling
 from edgezoo_core.errors import CalibrationError, PluginError, RecipeError
@@ -19,7 +20,6 @@ from edgezoo_core.parity import run, sample_tokens
 from edgezoo_core.publishing import commands
 from edgezoo_core.runtime import Session
 from edgezoo_core.shapes import Shapes
-from edgezoo_core.calibrating import choice
 from edgezoo_core.types import WeightFormat
 
 SHAPES = Shapes(prefill_lengths=(4, 16), kv_cache_length=64)
