@@ -257,7 +257,8 @@ class _Judge:
             self._source.checkpoint,
             self._made.adapters,
             factors,
-            self._progress,
+            is_compensated=job.recipe.is_compensated,
+            progress=self._progress,
         )
         return report.weights(errors)
 

@@ -42,7 +42,9 @@ class MatrixError:
         parameter: Name of the module's parameter.
         format: How it is stored.
         largest: Largest error in units of half a step; for floating-point formats, of half a unit
-            in the last place. Up to 1 is as near as the format allows.
+            in the last place. Up to 1 is as near as the format allows. Of weights whose errors
+            make up for each other, the root mean square of a row, in whole steps: a row of another
+            source is several away.
         row: Where that is.
     """
 
@@ -58,6 +60,8 @@ def compare(
     checkpoint: Checkpoint,
     adapters: AdapterSet | None = None,
     rescaling: Rescaling = UNCHANGED,
+    *,
+    is_compensated: bool = False,
     progress: Progress = silent,
 ) -> list[MatrixError]:
     """Reads every row of every matrix and vector of a file.
@@ -68,6 +72,7 @@ def compare(
         checkpoint: Where they come from.
         adapters: What was merged into them.
         rescaling: What they were multiplied by then.
+        is_compensated: Whether integers were rounded so that their errors make up for each other.
         progress: Told how much of the file has been read.
 
     Returns:
@@ -78,19 +83,23 @@ def compare(
     done, total = 0, sum(m.size_bytes for m in program.matrices)
     with output.open("rb") as file:
         for matrix in program.matrices:
-            results.append(_matrix(file.fileno(), matrix, source, rescaling))
+            results.append(_matrix(file.fileno(), matrix, source, rescaling, is_compensated))
             done += matrix.size_bytes
             progress.advance(done, total)
         vectors = (_vector(file.fileno(), v, source, rescaling) for v in program.vectors)
         return [*results, *vectors]
 
 
-def _matrix(file: int, matrix: Matrix, source: _Source, rescaling: Rescaling) -> MatrixError:
+def _matrix(
+    file: int, matrix: Matrix, source: _Source, rescaling: Rescaling, is_compensated: bool
+) -> MatrixError:
     fmt = FORMATS[matrix.format]
+    # What the graph multiplies by a number of its own was rounded to the nearest.
+    is_compensated = is_compensated and not matrix.operation
     worst, place = 0.0, 0
     for first, values in source.chunks(matrix.parameter):
         expected = rescaling.matrix(matrix.parameter, first, _folded(values, matrix))
-        errors = _errors(file, matrix, fmt, first, expected)
+        errors = _errors(file, matrix, fmt, first, expected, is_compensated)
         row = int(errors.argmax())
         if errors[row] > worst or not np.isfinite(errors[row]):
             worst, place = float(errors[row]), first + row
@@ -98,9 +107,14 @@ def _matrix(file: int, matrix: Matrix, source: _Source, rescaling: Rescaling) ->
 
 
 def _errors(
-    file: int, matrix: Matrix, fmt: WeightFormat | None, first: int, expected: Floats
+    file: int,
+    matrix: Matrix,
+    fmt: WeightFormat | None,
+    first: int,
+    expected: Floats,
+    is_compensated: bool,
 ) -> npt.NDArray[np.float64]:
-    """Returns the largest error of each row, in units of half a step."""
+    """Returns the error of each row, as `MatrixError.largest` counts it."""
     count = len(expected)
     if fmt is None or fmt.is_float:
         dtype = np.dtype(np.float16 if fmt else np.float32)
@@ -117,7 +131,10 @@ def _errors(
     slack = _ROUNDING + (2 ** (fmt.bits - 1) * _HALF_PRECISION * 2 if fmt.block_size else 0.0)
     with np.errstate(divide="ignore", invalid="ignore"):
         error = np.abs(stored - expected) / (step / 2)
-    error = np.where(stored == expected, 0.0, error) - slack
+    error = np.where(stored == expected, 0.0, error)
+    if is_compensated:
+        return np.asarray(np.sqrt(np.square(error).mean(1)) / 2)
+    error -= slack
     return np.asarray(error.max(1))
 
 
