@@ -12,42 +12,25 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from pydoc_data.topics import topics
 
-import numpy as np
-
 from edgezoo_core import checkpoint, tokenizer
 from edgezoo_core.runtime import Session
-from edgezoo_core.verification import measures, reference, runs, subject
+from edgezoo_core.verification import exam as exams
+from edgezoo_core.verification import reference, subject
+from edgezoo_core.verification.exam import Lost, Reader
 from edgezoo_core.verification.runs import Floats, Passage
-
-Reader = Callable[[Passage], Floats]
-"""From a passage to a model's logits behind each of its tokens, float32 [P, V]."""
 
 
 @dataclass(frozen=True, slots=True)
-class Lost:
-    """A file's loss over all passages.
-
-    Attributes:
-        size_bytes: Of the file.
-        positions: Next tokens that were compared.
-        mean_kl: In nats, from the checkpoint's probabilities to the file's.
-        top1: Share where the likeliest token is the same.
-        perplexity: The file's, of the passages.
-        reference_perplexity: The checkpoint's.
-    """
+class Examined(Lost):
+    """A file and its loss over all passages."""
 
     size_bytes: int
-    positions: int
-    mean_kl: float
-    top1: float
-    perplexity: float
-    reference_perplexity: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +88,7 @@ def prepare(options: argparse.Namespace) -> Exam:
     with tempfile.TemporaryDirectory() as folder:
         for passage in passages:
             reference.score(forward, passage, Path(folder))
-            right.append(np.array(runs.load(Path(folder)).logits))
+            right.append(exams.logits(Path(folder)))
     return Exam(passages, tuple(right))
 
 
@@ -126,29 +109,18 @@ def litert(path: Path) -> Iterator[Reader]:
 
         def read(passage: Passage) -> Floats:
             subject.score(session, passage, Path(folder))
-            return np.array(runs.load(Path(folder)).logits)
+            return exams.logits(Path(folder))
 
         yield read
 
 
-def examine(exam: Exam, path: Path, read: Reader) -> Lost:
+def examine(exam: Exam, path: Path, read: Reader) -> Examined:
     """Lets a file read the passages and compares its logits with the checkpoint's."""
-    losses = [
-        measures.loss(logits, read(passage), passage.tokens[1:])
-        for passage, logits in zip(exam.passages, exam.right, strict=True)
-    ]
-    weights = [loss.positions for loss in losses]
-    return Lost(
-        path.stat().st_size,
-        sum(weights),
-        float(np.average([loss.mean_kl for loss in losses], weights=weights)),
-        float(np.average([loss.top1 for loss in losses], weights=weights)),
-        float(np.exp(np.mean([np.log(loss.subject_perplexity) for loss in losses]))),
-        float(np.exp(np.mean([np.log(loss.reference_perplexity) for loss in losses]))),
-    )
+    size = path.stat().st_size
+    return Examined(**asdict(exams.examine(exam.passages, exam.right, read)), size_bytes=size)
 
 
-def show(found: Mapping[str, Lost]) -> None:
+def show(found: Mapping[str, Examined]) -> None:
     """Prints the table."""
     print("| file | MB | mean KL, nats | top-1 | perplexity |\n| --- | --- | --- | --- | --- |")
     for name, lost in found.items():

@@ -29,8 +29,9 @@ from pathlib import Path
 import llama_cpp as library
 import numpy as np
 from gguf import GGUFReader, LlamaFileType
-from quality import Lost, Reader, add_arguments, examine, prepare, show
+from quality import Examined, add_arguments, examine, prepare, show
 
+from edgezoo_core.verification.exam import Reader
 from edgezoo_core.verification.runs import Floats, Passage
 
 
@@ -76,7 +77,7 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         files = write(options, folder)
         exam = prepare(options)
-        lost: dict[str, Lost] = {}
+        lost: dict[str, Examined] = {}
         for name, path in files.items():
             with llama_cpp(path, options.tokens, options.batch, options.threads) as read:
                 lost[name] = examine(exam, path, read)

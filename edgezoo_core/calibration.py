@@ -36,11 +36,13 @@ class Calibrated:
     Attributes:
         recipe: The job's, which says what is folded now.
         codes: Weights that are rounded already, if the recipe compensates.
+        paths: Where they are, as long as the cache keeps them.
         peak_memory_bytes: The most that a worker took; 0 if all was in the cache.
     """
 
     recipe: Recipe
     codes: Codes
+    paths: tuple[Path, ...]
     peak_memory_bytes: int
 
 
@@ -69,10 +71,10 @@ def calibrate(
     """
     read = passage.read(text)
     progress("calibrating")
-    reading = _Reading.of(job, source, adapters, read, progress)
+    reading = Reading.of(job, source, adapters, read, progress)
     try:
         with open_cache(is_kept=use_cache) as cache:
-            return _calibrated(reading, cache)
+            return reading.calibrated(job.recipe, cache)
     except CacheError as e:
         if not use_cache:
             raise CalibrationError(
@@ -83,35 +85,8 @@ def calibrate(
     return calibrate(job, source, adapters, text, use_cache=False, progress=progress)
 
 
-def _calibrated(reading: _Reading, cache: Cache) -> Calibrated:
-    recipe, peaks = reading.job.recipe, [0]
-    if recipe.is_smoothed:
-        entry, peak = reading.entry("smooth", recipe, cache)
-        peaks.append(peak)
-        with _telling():
-            answer = json.loads(entry.path(_ANSWER).read_text(encoding="utf-8"))
-        found = answer["folds"]
-        if not found:
-            logger.warning(
-                "recipe %s: nothing is folded, since nothing would be gained, or family %s declares"
-                " no folds",
-                recipe.name,
-                reading.job.model.family,
-            )
-        exponents = {place: tuple(values) for place, values in found.items()}
-        recipe = replace(recipe, is_smoothed=False, folds=exponents)
-    codes = NO_CODES
-    if recipe.is_compensated:
-        entry, peak = reading.entry("compensate", recipe, cache)
-        peaks.append(peak)
-        names = [name for name in entry.files if name.endswith(SUFFIX)]
-        with _telling():
-            codes = Codes(entry.path(name) for name in names)
-    return Calibrated(recipe, codes, max(peaks))
-
-
 @dataclass(frozen=True, slots=True)
-class _Reading:
+class Reading:
     """A model that reads a text, in a worker, for what it has not been read for yet.
 
     `parts` is all that what is found follows from, stage and recipe apart.
@@ -126,7 +101,8 @@ class _Reading:
     @classmethod
     def of(
         cls, job: Job, source: Source, adapters: AdapterSet | None, text: str, progress: Progress
-    ) -> _Reading:
+    ) -> Reading:
+        """Returns a job's reading of a text; its files are hashed meanwhile."""
         parts = {
             **versions.identity(source.plugin),
             "model": {"family": job.model.family, "card": job.model.card_id},
@@ -137,9 +113,67 @@ class _Reading:
         }
         return cls(job, adapters.to_json() if adapters else [], text, parts, progress)
 
-    def entry(self, stage: str, recipe: Recipe, cache: Cache) -> tuple[Entry, int]:
-        """Returns what a stage gives for a recipe, and the peak memory of finding it."""
+    def calibrated(self, recipe: Recipe, cache: Cache) -> Calibrated:
+        """Returns what calibration gives for a recipe of the job's model.
+
+        Raises:
+            CacheError: The cache cannot be used.
+            EdgezooError: The model cannot be run.
+        """
+        peaks = [0]
+        if recipe.is_smoothed:
+            entry, peak = self.entry("smooth", recipe, cache)
+            peaks.append(peak)
+            found = self.answer(entry)["folds"]
+            if not found:
+                logger.warning(
+                    "recipe %s: nothing is folded, since nothing would be gained, or family %s"
+                    " declares no folds",
+                    recipe.name,
+                    self.job.model.family,
+                )
+            exponents = {place: tuple(values) for place, values in found.items()}
+            recipe = replace(recipe, is_smoothed=False, folds=exponents)
+        paths: tuple[Path, ...] = ()
+        codes = NO_CODES
+        if recipe.is_compensated:
+            entry, peak = self.entry("compensate", recipe, cache)
+            peaks.append(peak)
+            paths = tuple(entry.path(name) for name in entry.files if name.endswith(SUFFIX))
+            with _telling():
+                codes = Codes(paths)
+        return Calibrated(recipe, codes, paths, max(peaks))
+
+    def answer(self, entry: Entry) -> Mapping[str, Any]:
+        """Returns what a stage answered.
+
+        Raises:
+            CacheError: It is gone.
+        """
+        with _telling():
+            found: Mapping[str, Any] = json.loads(entry.path(_ANSWER).read_text(encoding="utf-8"))
+            return found
+
+    def entry(
+        self,
+        stage: str,
+        recipe: Recipe,
+        cache: Cache,
+        key: Any = None,
+        **request_also: Any,
+    ) -> tuple[Entry, int]:
+        """Returns what a stage gives for a recipe, and the peak memory of finding it.
+
+        Args:
+            stage: What a worker does.
+            recipe: Of the job that it is given.
+            cache: Where it is looked for, and kept.
+            key: What else it depends on.
+            request_also: What else the worker is given.
+        """
         parts = {**self.parts, "stage": stage, "recipe": recipe_to_json(recipe)}
+        if key is not None:
+            parts["key"] = key
         known = cache.get("calibration", parts)
         if known:
             return known, 0
@@ -149,6 +183,7 @@ class _Reading:
                 "job": replace(self.job, recipe=recipe).to_json(),
                 "adapters": self.adapters,
                 "text": self.text,
+                **request_also,
             }
             if stage == "compensate":
                 request["folder"] = str(adding.folder)

@@ -101,11 +101,53 @@ def convert(
         EdgezooError: Something is in the way; nothing that was there before is lost.
     """
     watch = Stopwatch(progress)
-    asked = recipes.resolve(recipe) if recipe else None
+    order = place_order(
+        text,
+        watch,
+        recipe=recipes.resolve(recipe) if recipe else None,
+        shapes=shapes,
+        output=output,
+        force=force,
+        revision=revision,
+        family=family,
+        card=card,
+        adapters=adapters,
+        engine=engine,
+        jobs=jobs,
+        use_cache=use_cache,
+        with_bundle=with_bundle,
+        calibration=calibration,
+    )
+    return carry_out(order, engine, watch)
+
+
+def place_order(
+    text: str,
+    watch: Stopwatch,
+    *,
+    recipe: Recipe | None,
+    output: Path,
+    force: bool,
+    shapes: Shapes | None,
+    revision: str | None,
+    family: str | None,
+    card: str | None,
+    adapters: Sequence[str],
+    engine: Engine,
+    jobs: int | None,
+    use_cache: bool,
+    with_bundle: bool,
+    calibration: Path | None,
+) -> engines.Order:
+    """Plans what `convert` is asked for, and fetches the source.
+
+    Raises:
+        EdgezooError: Something is in the way.
+    """
     prospect = look(text, revision=revision, card=card, progress=watch)
     wanted = planning.request(
         prospect,
-        recipe=asked,
+        recipe=recipe,
         shapes=shapes,
         output=output,
         force=force,
@@ -119,7 +161,7 @@ def convert(
     )
     _heed(text, prospect, wanted, watch)
     source = fetch(prospect, settle(prospect, family=family), progress=watch)
-    return _carry_out(_order(source, wanted, watch), engine, watch)
+    return _order(source, wanted, watch)
 
 
 def convert_source(
@@ -138,7 +180,7 @@ def convert_source(
     job = source.job(recipe, shapes)
     jobs = jobs or workers.default_jobs()
     order = engines.Order(job, source, adapters, output, False, jobs, True, with_bundle)
-    return _carry_out(order, engine, Stopwatch(progress))
+    return carry_out(order, engine, Stopwatch(progress))
 
 
 def _heed(text: str, prospect: Prospect, wanted: Request, watch: Stopwatch) -> None:
@@ -204,7 +246,12 @@ def pack(
     return dict(answer.result), answer.peak_memory_bytes
 
 
-def _carry_out(order: engines.Order, engine: Engine, watch: Stopwatch) -> Conversion:
+def carry_out(order: engines.Order, engine: Engine, watch: Stopwatch) -> Conversion:
+    """Makes what was ordered.
+
+    Raises:
+        EdgezooError: It cannot be made; nothing that was there before is lost.
+    """
     # Told before any work, where the length of the cache is known without the model.
     order.path(order.job.shapes.kv_cache_length or order.job.base.kv_cache_length)
     order, peaks = _calibrated(order, watch)
@@ -228,7 +275,7 @@ def _carry_out(order: engines.Order, engine: Engine, watch: Stopwatch) -> Conver
 
 def _calibrated(order: engines.Order, watch: Stopwatch) -> tuple[engines.Order, dict[str, int]]:
     """Returns the order with what calibration gives, and what that took of memory."""
-    if not order.job.recipe.calibrates:
+    if not order.job.recipe.calibrates or order.codes:
         return order, {}
     found = calibrate(
         order.job,

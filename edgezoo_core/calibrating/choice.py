@@ -130,7 +130,7 @@ class _Judge:
     def loss(self, powers: torch.Tensor) -> float:
         """Returns the error with columns multiplied by factors, float32 [columns]."""
         scaled = self._inputs / powers
-        rounded = _activations(scaled)
+        rounded = quantized_activations(scaled)
         uses: dict[WeightFormat, list[rounding.Use]] = {}
         total = 0.0
         for reader, right in zip(self._readers, self._exact, strict=True):
@@ -153,8 +153,8 @@ class _Judge:
         return [rounding.use(moments[a:b, a:b] / powers[a:b, None] / powers[a:b]) for a, b in parts]
 
 
-def _activations(x: torch.Tensor) -> torch.Tensor:
-    """Returns activations as XNNPACK's dynamic kernels quantize them: per token, asymmetric."""
+def quantized_activations(x: torch.Tensor) -> torch.Tensor:
+    """Returns activations [T, columns] as XNNPACK's dynamic kernels have them: per token, int8."""
     low, high = x.amin(1, keepdim=True).clamp_max(0), x.amax(1, keepdim=True).clamp_min(0)
     step = ((high - low) / 255).clamp_min(1e-30)
     zero = (-low / step).round()

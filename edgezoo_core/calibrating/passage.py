@@ -21,18 +21,18 @@ FEWEST = 64
 _LONGEST_BYTES = 1 << 24
 
 
-def read(path: Path | None) -> str:
-    """Returns the text of a file, or the carried one.
+def read(path: Path | None, carried: Path = SAMPLE) -> str:
+    """Returns the text of a file, or a carried one.
 
     Raises:
         CalibrationError: It cannot be read.
     """
-    where = path or SAMPLE
+    where = path or carried
     try:
         return texts.read(where, _LONGEST_BYTES)
     except (OSError, ValueError) as e:
         raise CalibrationError(
-            f"the calibration text {where} cannot be read: {e}", remedy="name a text file"
+            f"the text {where} cannot be read: {e}", remedy="name a text file"
         ) from e
 
 
@@ -41,7 +41,9 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def tokens(text: str, folder: Path, vocabulary: int, longest: int) -> list[int]:
+def tokens(
+    text: str, folder: Path, vocabulary: int, longest: int, *, count: int = TOKENS
+) -> list[int]:
     """Returns a text as one passage: its first half as a conversation, where the model has them.
 
     Args:
@@ -49,19 +51,28 @@ def tokens(text: str, folder: Path, vocabulary: int, longest: int) -> list[int]:
         folder: Where the source's tokenizer is; without one, ids are made up.
         vocabulary: How many ids the model knows.
         longest: The model's context.
+        count: How many tokens, where the context has room for them.
 
     Raises:
         CalibrationError: The text is too short.
     """
-    wanted = min(TOKENS, longest)
-    spoken, plain = _halves(text, folder) or (_made_up(vocabulary, wanted), [])
+    wanted = min(count, longest)
+    spoken, plain = _halves(text, folder) or (_made_up(text, vocabulary, wanted), [])
     found = spoken[: wanted // 2] if plain else spoken
     found += plain[: wanted - len(found)]
     _refuse_short(found, wanted)
     return found
 
 
-def passages(text: str, folder: Path, vocabulary: int, longest: int) -> list[list[int]]:
+def passages(
+    text: str,
+    folder: Path,
+    vocabulary: int,
+    longest: int,
+    *,
+    length: int = TOKENS,
+    count: int = PASSAGES,
+) -> list[list[int]]:
     """Returns a text as some passages, as many of them conversation as plain text.
 
     Args:
@@ -69,13 +80,15 @@ def passages(text: str, folder: Path, vocabulary: int, longest: int) -> list[lis
         folder: As there.
         vocabulary: As there.
         longest: As there.
+        length: Tokens of a passage, where the context has room for them.
+        count: How many passages at most.
 
     Raises:
         CalibrationError: The text is too short.
     """
-    wanted = min(TOKENS, longest)
-    spoken, plain = _halves(text, folder) or (_made_up(vocabulary, PASSAGES * wanted), [])
-    half = PASSAGES // 2 if plain else PASSAGES
+    wanted = min(length, longest)
+    spoken, plain = _halves(text, folder) or (_made_up(text, vocabulary, count * wanted), [])
+    half = count // 2 if plain else count
     found = [*_cut(spoken, wanted)[:half], *_cut(plain, wanted)[:half]]
     _refuse_short(max(found, key=len, default=[]), wanted)
     return [p for p in found if len(p) >= min(FEWEST, wanted)]
@@ -85,14 +98,14 @@ def _cut(found: Sequence[int], length: int) -> list[list[int]]:
     return [list(found[i : i + length]) for i in range(0, len(found), length)]
 
 
-def _made_up(vocabulary: int, count: int) -> list[int]:
-    return random.Random(1).choices(range(vocabulary), k=count)  # noqa: S311 - no secret
+def _made_up(text: str, vocabulary: int, count: int) -> list[int]:
+    return random.Random(text).choices(range(vocabulary), k=count)  # noqa: S311 - no secret
 
 
 def _refuse_short(found: Sequence[int], wanted: int) -> None:
     if len(found) < min(FEWEST, wanted):
         raise CalibrationError(
-            f"the calibration text gives {len(found)} tokens, {FEWEST} are needed",
+            f"the text gives {len(found)} tokens, {FEWEST} are needed",
             remedy="name a longer one",
         )
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import click
 
+from edgezoo_core.cli import promise as promises
 from edgezoo_core.cli.console import working
 from edgezoo_core.cli.conversion_options import conversion_options
 from edgezoo_core.cli.options import (
@@ -15,10 +17,14 @@ from edgezoo_core.cli.options import (
     source_options,
     verbose_option,
 )
+from edgezoo_core.cli.promise import promise_options
 from edgezoo_core.cli.verify import FAILED, print_report
 from edgezoo_core.errors import plain
 
 if TYPE_CHECKING:
+    from edgezoo_core.search import Found
+    from edgezoo_core.searching.promise import Promise
+    from edgezoo_core.types import Progress
     from edgezoo_core.verification.report import Report
     from edgezoo_core.zoo import Conversion
 
@@ -32,6 +38,7 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Hold the file against its source afterwards; exit code 3 if it does not pass.",
 )
+@promise_options
 @click.option("--force", is_flag=True, help="Replace what stands there.")
 @source_options
 @json_option
@@ -42,30 +49,69 @@ def convert_command(
     target: str,
     wanted: dict[str, Any],
     is_verified: bool,
+    promise: Promise | None,
+    held_out: Path | None,
+    plot: Path | None,
     force: bool,
     as_json: bool,
     verbose: bool,
 ) -> None:
     """Convert TARGET to one .tflite with prefill and decode signatures, and bundle it."""
     with working(verbose=verbose) as stages:
-        from edgezoo_core import certificate, zoo
+        found = None
+        if promise:
+            found = _keep(promise, plot, target, held_out, force=force, stages=stages, **wanted)
+            conversion = found.conversion
+        else:
+            from edgezoo_core import zoo
 
-        conversion = zoo.convert(target, force=force, progress=stages, **wanted)
-        path = conversion.artifact.path
-        report = certificate.verify(path, progress=stages) if is_verified else None
+            conversion = zoo.convert(target, force=force, progress=stages, **wanted)
+        report = _verified(conversion, stages) if is_verified else None
         stages.done()
     if as_json:
-        _print_json(conversion, report)
+        _print_json(conversion, report, found)
     else:
         _print(conversion)
+        if found:
+            click.echo()
+            promises.show(found)
         if report:
             click.echo()
             print_report(report)
-    if report and not report.passes:
+    if (report and not report.passes) or (found and not found.chosen.is_kept):
         ctx.exit(FAILED)
 
 
-def _print_json(conversion: Conversion, report: Report | None) -> None:
+def _keep(
+    promise: Promise,
+    plot: Path | None,
+    target: str,
+    held_out: Path | None,
+    *,
+    force: bool,
+    stages: Progress,
+    **wanted: Any,
+) -> Found:
+    promises.check(promise, wanted["engine"])
+    if plot:
+        from edgezoo_core.searching import chart
+
+        chart.check(plot)
+    from edgezoo_core import search
+
+    found = search.keep(target, promise, held_out=held_out, force=force, progress=stages, **wanted)
+    if plot:
+        chart.draw(found, plot)
+    return found
+
+
+def _verified(conversion: Conversion, stages: Progress) -> Report:
+    from edgezoo_core import certificate
+
+    return certificate.verify(conversion.artifact.path, progress=stages)
+
+
+def _print_json(conversion: Conversion, report: Report | None, found: Found | None) -> None:
     print_json(
         {
             "path": str(conversion.artifact.path),
@@ -74,6 +120,7 @@ def _print_json(conversion: Conversion, report: Report | None) -> None:
             "peak_memory_bytes": dict(conversion.peak_memory_bytes),
             "from_cache": list(conversion.from_cache),
             "manifest": conversion.artifact.manifest,
+            **({"promise": promises.to_json(found)} if found else {}),
             **({"verification": report.to_json()} if report else {}),
         }
     )

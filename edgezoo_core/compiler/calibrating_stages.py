@@ -26,7 +26,7 @@ def smooth(
     Returns:
         `folds`: exponents by place, and `tokens`: how many were read.
     """
-    asked, authored, plan = _authored(progress, job, adapters)
+    asked, authored, plan = build(progress, job, adapters)
     from edgezoo_core.calibrating import folding, passage
 
     config: Any = authored.module.config
@@ -50,7 +50,7 @@ def compensate(
     Returns:
         `tokens`: how many were read.
     """
-    asked, authored, plan = _authored(progress, job, adapters)
+    asked, authored, plan = build(progress, job, adapters)
     from edgezoo_core import folds
     from edgezoo_core.calibrating import compensation, passage
     from edgezoo_core.conversion import rescaling
@@ -66,9 +66,10 @@ def compensate(
     return {"tokens": count}
 
 
-def _authored(
+def build(
     progress: Progress, job: Mapping[str, Any], adapters: Sequence[tuple[str, float, str]]
 ) -> tuple[Job, AuthoredModel, QuantPlan]:
+    """Returns what was asked for, the model, whose weights are not read yet, and its formats."""
     gc.enable()
     progress("importing the libraries")
     import_litert_torch()

@@ -16,6 +16,12 @@ from edgezoo_core.compiler.calibrating_stages import compensate, smooth
 from edgezoo_core.compiler.job import HEAD, PROGRAM, TRACE, Job, format_name
 from edgezoo_core.compiler.reading_stages import bench, pack, refer, score
 from edgezoo_core.compiler.schema import import_litert_torch
+from edgezoo_core.compiler.searching_stages import (
+    choices,
+    examine_held_out,
+    refer_held_out,
+    weigh,
+)
 from edgezoo_core.compiler.survey import describe, survey
 from edgezoo_core.errors import ConversionError, PluginError
 from edgezoo_core.hooks import LoadedPlugin
@@ -187,6 +193,10 @@ STAGES: Mapping[str, Callable[..., dict[str, Any]]] = {
         author,
         smooth,
         compensate,
+        choices,
+        weigh,
+        refer_held_out,
+        examine_held_out,
         trace,
         skeleton,
         litert,

@@ -85,6 +85,18 @@ def stored(codes: Array, scales: Array, fmt: WeightFormat) -> Encoded:
     return Encoded(data, scales.astype(np.float16) if fmt.block_size else scales.reshape(-1))
 
 
+def decode(encoded: Encoded, fmt: WeightFormat) -> Array:
+    """Returns what integers stand for, float32 [n, columns]."""
+    data, scales = encoded.data, encoded.scales
+    if scales is None:
+        raise TypeError("floats stand for themselves")
+    if fmt.bits == 4:
+        low, high = (data << 4).astype(np.int8) >> 4, data.view(np.int8) >> 4
+        data = np.stack([low, high], -1).reshape(len(data), -1)
+    blocks = data.reshape(*scales.shape, -1) * scales.astype(np.float32)[..., None]
+    return np.asarray(blocks.reshape(data.shape), np.float32)
+
+
 def chunks(rows: int, height: int) -> list[tuple[int, int]]:
     """Cuts rows into chunks of `height` to `2 * height - 1`: the last takes the remainder."""
     starts = [i * height for i in range(max(1, rows // height))]

@@ -10,11 +10,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from edgezoo_core import artifact, contract, text_sources
+from edgezoo_core import artifact, contract, recipe_writing, text_sources
 from edgezoo_core.artifact import BUNDLE_SUFFIX
 from edgezoo_core.cards import HUB_REPO
 from edgezoo_core.errors import EdgezooError, PublishError, TargetError
-from edgezoo_core.publishing import card, commands, legal, licences, speed, standing
+from edgezoo_core.publishing import card, legal, licences, speed, standing
 from edgezoo_core.publishing.card import Facts
 from edgezoo_core.publishing.licences import Licence
 from edgezoo_core.publishing.speed import Described
@@ -111,7 +111,7 @@ def prepare(
     )
     broken = _broken_rules(path, models, manifest, decisions, is_offline, progress)
     public = _public(manifest, found)
-    recipe = commands.recipe_file(public)
+    recipe = recipe_writing.recipe_file(public)
     described = tuple(Described(f.name, f.size_bytes, f.sha256) for f in models)
     facts = Facts(
         name=repo.split("/")[1],

@@ -18,12 +18,12 @@ from click.testing import CliRunner
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
-from edgezoo_core import artifact, contract, publishing, recipe, reproduction, zoo
+from edgezoo_core import artifact, contract, publishing, recipe, recipe_writing, reproduction, zoo
 from edgezoo_core import hub as hubs
 from edgezoo_core.cli import main
 from edgezoo_core.contract.report import rule
 from edgezoo_core.errors import EdgezooError, PublishError
-from edgezoo_core.publishing import Decisions, card, commands, licences, prepare
+from edgezoo_core.publishing import Decisions, card, licences, prepare
 from edgezoo_core.shapes import Shapes
 
 # Tokenizers and templates of small models, as the tests of bundles have them.
@@ -276,14 +276,14 @@ def test_recipe_file_says_what_was_applied(tmp_path):
         for part in ("qkv", "o", "gate", "up", "down"):
             is_kept = (layer, part) == (1, "up")
             places[f"layers.{layer}.{part}"] = "none" if is_kept else "dynamic_int8"
-    name, written = commands.recipe_file({"recipe": {"name": "mixed", "weights": places}})
+    name, written = recipe_writing.recipe_file({"recipe": {"name": "mixed", "weights": places}})
     assert name == "mixed.toml"
     (tmp_path / name).write_text(written)
     again = recipe.read(tmp_path / name)
     assert (again.name, again.layers) == ("mixed", asked.layers)
     for part in ("embedding", "lm_head", "qkv", "o", "gate", "up", "down"):
         assert again.parts[part] == asked.parts.get(part, asked.default)
-    assert commands.recipe_file({"recipe": {"name": "fp16", "weights": places}}) is None
+    assert recipe_writing.recipe_file({"recipe": {"name": "fp16", "weights": places}}) is None
 
 
 def test_no_figures_no_speed_and_figures_of_this_file_only(model, tmp_path):

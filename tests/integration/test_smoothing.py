@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from edgezoo_core import artifact, certificate, folds, recipe, reproduction, sources, zoo
+from edgezoo_core import (
+    artifact,
+    certificate,
+    folds,
+    recipe,
+    recipe_writing,
+    reproduction,
+    sources,
+    zoo,
+)
 from edgezoo_core.calibrating import choice
 from edgezoo_core.compiler import workers
 from edgezoo_core.conversion import rescaling
@@ -17,7 +26,6 @@ from edgezoo_core.errors import CalibrationError, PluginError, RecipeError
 from edgezoo_core.folds import Fold
 from edgezoo_core.model import materialize
 from edgezoo_core.parity import run, sample_tokens
-from edgezoo_core.publishing import commands
 from edgezoo_core.runtime import Session
 from edgezoo_core.shapes import Shapes
 from edgezoo_core.types import WeightFormat
@@ -223,7 +231,7 @@ def test_calibrated_file_is_certified_and_made_again_without_calibration(
     report = certificate.verify(made.path)
     assert report.passes, report.record()
     assert reproduction.reproduce(artifact.manifest_path(made.path)).passes
-    text = commands.recipe_file(made.manifest)
+    text = recipe_writing.recipe_file(made.manifest)
     assert text is not None
     (tmp_path / text[0]).write_text(text[1])
     again = zoo.convert(
