@@ -62,6 +62,7 @@ FORM: _Form = {
         "folds?": _WORDS,
         "compensated?": {"text_sha256": _WORD},
     },
+    "promise?": {"is_kept": _FLAG},
     "signatures?": [{"name": _WORD}],
     "engine?": _WORD,
     "versions?": _WORDS,

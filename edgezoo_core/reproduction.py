@@ -16,7 +16,7 @@ from edgezoo_core.types import Progress, silent
 logger = logging.getLogger(__name__)
 
 #: What of a manifest is not made by the conversion itself, or tells the time.
-_APART = ("created", "verification", artifact.IN_DOUBT)
+_APART = ("created", "promise", "verification", artifact.IN_DOUBT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Reproduction:
 
     Attributes:
         same: File -> whether it came out the same: `artifact`, `bundle` if there was one,
-            `manifest` (its time stamp and verification apart).
+            `manifest` (its time stamp, promise and verification apart).
         sha256: `artifact` and `bundle` -> sha256 as recorded, and as it came out.
         versions: Distribution -> version as recorded, and as it is installed, None where it is
             not; only those that differ.

@@ -22,50 +22,18 @@ from edgezoo_core.calibration import Reading
 from edgezoo_core.compiler import open_cache, workers
 from edgezoo_core.errors import ArtifactError, RecipeError
 from edgezoo_core.recipe import FORMATS
-from edgezoo_core.searching import mixture, solver
+from edgezoo_core.searching import mixture
+from edgezoo_core.searching import trials as tried
 from edgezoo_core.searching.options import Measured
 from edgezoo_core.searching.promise import Promise
-from edgezoo_core.searching.solver import Objective, Solution
+from edgezoo_core.searching.solver import Solution
+from edgezoo_core.searching.trials import Trial
 from edgezoo_core.stopwatch import Stopwatch
 from edgezoo_core.types import Progress, Recipe, silent
 from edgezoo_core.verification.exam import HELD_OUT, Lost
 from edgezoo_core.zoo import Conversion
 
 logger = logging.getLogger(__name__)
-
-#: Files that are made and examined at most.
-_TRIALS = 5
-#: What is left of an allowance on purpose: a solution that uses it up misses by its noise.
-_MARGIN = 0.97
-#: A file that uses up so much of what is allowed cannot be bettered by much.
-_CLOSE = 0.93
-#: Points of the curve of least losses.
-_POINTS = 24
-#: The least that losses are off, as a factor: a passage may make a file look better than it is.
-_LEAST_RATIO = 0.2
-
-
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """A file that was made and examined.
-
-    Attributes:
-        recipe: Its recipe, with what is folded.
-        formats: Of each group, in order.
-        predicted: Mean KL in nats, as the sum of what each choice loses by itself.
-        work: Time of its weights in decode, in weights of dynamic_int8.
-        size_bytes: Of the .tflite.
-        lost: What it loses on the text that was held out.
-        is_kept: Whether it keeps the promise.
-    """
-
-    recipe: Recipe
-    formats: tuple[str, ...]
-    predicted: float
-    work: float
-    size_bytes: int
-    lost: Lost
-    is_kept: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +87,7 @@ def keep(
         held_out: A text that files are examined on, in place of the carried one.
         progress: Told of each stage.
         recipe: None: it is what is looked for.
+        force: Whether to replace what stands there, the recipe file included.
         wanted: As `edgezoo_core.zoo.place_order` takes it.
 
     Raises:
@@ -143,7 +112,7 @@ def keep(
         scratch = stack.enter_context(partial.folder(path.parent, "search"))
         search = _Search(order, promise, cache, scratch, watch)
         groups, trials = search.run(examined_on)
-        chosen = _best(trials, promise)
+        chosen = tried.best(trials, promise)
         conversion = search.convert(chosen)
     found = Found(
         promise,
@@ -152,7 +121,7 @@ def keep(
         tuple(groups),
         tuple(trials),
         chosen,
-        _curve(groups, chosen, promise),
+        tried.curve(groups, chosen),
     )
     made = conversion.artifact
     manifest = {**(made.manifest or {}), "promise": found.record()}
@@ -201,7 +170,7 @@ class _Search:
             self._watch,
         )
         trials: list[Trial] = []
-        while solution := self._next(groups, trials):
+        while solution := tried.following(groups, self._promise, trials):
             trials.append(self._try(groups, solution, answer.result["passages"]))
         return groups, trials
 
@@ -247,17 +216,6 @@ class _Search:
             for group, found in zip(groups, losses, strict=True)
         ]
 
-    def _next(self, groups: Sequence[Measured], trials: Sequence[Trial]) -> Solution | None:
-        """Returns what is to be tried next, by what was found of the trials so far."""
-        if trials:
-            last = trials[-1]
-            is_close = last.is_kept and _used(self._promise, last) >= _CLOSE
-            if is_close or len(trials) == _TRIALS:
-                return None
-        solution = _solve(groups, self._promise, trials)
-        formats = tuple(o.format for o in solution.chosen)
-        return None if formats in {t.formats for t in trials} else solution
-
     def _try(
         self, groups: Sequence[Measured], solution: Solution, passages: Sequence[Sequence[int]]
     ) -> Trial:
@@ -275,7 +233,7 @@ class _Search:
             recipe,
             formats,
             solution.loss,
-            solution.work,
+            solution.cost,
             size,
             lost,
             self._promise.is_kept(lost, size),
@@ -294,65 +252,6 @@ class _Search:
         found = self._reading.calibrated(recipe, self._cache)
         job = replace(order.job, recipe=found.recipe)
         return zoo.carry_out(replace(order, job=job, codes=found.codes), "streaming", self._watch)
-
-
-def _solve(groups: Sequence[Measured], promise: Promise, trials: Sequence[Trial]) -> Solution:
-    """Returns what should be best, by what is known of how far predictions are off."""
-    objective: Objective = promise.prefer if promise.limits_loss else "loss"
-    budget, space = promise.budget(), promise.max_bytes
-    if trials:
-        last = trials[-1]
-        if budget is not None:
-            # How much of the allowance the prediction stood for.
-            share = max(promise.share(last.lost), _LEAST_RATIO * last.predicted / budget)
-            budget = last.predicted / max(share, 1e-9) * _MARGIN
-        if space is not None:
-            weights = sum(
-                next(o.size_bytes for o in g.options if o.format == f)
-                for g, f in zip(groups, last.formats, strict=True)
-            )
-            space -= last.size_bytes - weights  # the graph, and what is no matrix
-    found = solver.solve(groups, objective, budget, space)
-    # What cannot be kept is missed by as little as can be: the size is kept first.
-    found = found or solver.solve(groups, "loss", None, space)
-    return found or solver.least(groups, "size")
-
-
-def _used(promise: Promise, trial: Trial) -> float:
-    """Returns how much of what is allowed a file uses up, as a share."""
-    if promise.limits_loss:
-        return promise.share(trial.lost)
-    return trial.size_bytes / (promise.max_bytes or trial.size_bytes)
-
-
-def _best(trials: Sequence[Trial], promise: Promise) -> Trial:
-    kept = [t for t in trials if t.is_kept]
-    if kept and promise.limits_loss:
-        return min(kept, key=lambda t: t.size_bytes if promise.prefer == "size" else t.work)
-    fitting = [t for t in trials if not promise.max_bytes or t.size_bytes <= promise.max_bytes]
-    if not fitting:
-        return min(trials, key=lambda t: t.size_bytes)
-    return min(fitting, key=lambda t: t.lost.mean_kl)
-
-
-def _curve(
-    groups: Sequence[Measured], chosen: Trial, promise: Promise
-) -> tuple[tuple[int, float], ...]:
-    ratio = chosen.lost.mean_kl / chosen.predicted if chosen.predicted else 1.0
-    weights = sum(
-        next(o.size_bytes for o in g.options if o.format == f)
-        for g, f in zip(groups, chosen.formats, strict=True)
-    )
-    rest = chosen.size_bytes - weights
-    low = solver.least(groups, "size").size_bytes
-    high = solver.least(groups, "loss").size_bytes
-    found = []
-    for step in range(_POINTS):
-        space = low + (high - low) * step // (_POINTS - 1)
-        solution = solver.solve(groups, "loss", None, space)
-        if solution:
-            found.append((solution.size_bytes + rest, solution.loss * ratio))
-    return tuple(found)
 
 
 def _write_recipe(conversion: Conversion, *, force: bool) -> Path:

@@ -1,30 +1,13 @@
-"""Draws what a benchmark found, with matplotlib, which is an extra."""
+"""Draws what a benchmark found."""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgezoo_core import artifact
+from edgezoo_core import drawing
 from edgezoo_core.benchmark.figures import Line, Report, Spread
-from edgezoo_core.errors import ArtifactError
-
-
-def check(path: Path) -> None:
-    """Checks, before anything is measured, that a chart can be drawn there.
-
-    Raises:
-        ArtifactError: matplotlib is missing, or the path will not do.
-    """
-    _figure()
-    if path.suffix.lower() != ".png":
-        raise ArtifactError(
-            f"{path} is no .png", remedy="pass --plot with a name that ends in .png"
-        )
-    if not path.parent.is_dir():
-        raise ArtifactError(f"{path.parent} is no folder", remedy="pass another --plot")
 
 
 def draw(report: Report, path: Path) -> None:
@@ -37,7 +20,7 @@ def draw(report: Report, path: Path) -> None:
     Raises:
         ArtifactError: It cannot be written.
     """
-    figure = _figure()(figsize=(10, 4), layout="constrained")
+    figure = drawing.blank(10, 4)
     speed, memory = figure.subplots(1, 2)
     for key, lines in _series(report).items():
         _errorbars(speed, lines, lambda line: line.decode_per_s, 1.0, key)
@@ -47,8 +30,7 @@ def draw(report: Report, path: Path) -> None:
         axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
         axes.grid(alpha=0.3)
     figure.legend(*speed.get_legend_handles_labels(), loc="outside lower center")
-    with artifact.writing(path) as (output, _):
-        figure.savefig(output, format="png", dpi=150)
+    drawing.save(figure, path)
 
 
 def _series(report: Report) -> dict[str, list[Line]]:
@@ -75,14 +57,3 @@ def _errorbars(
         capsize=3,
         label=label.replace("$", r"\$"),  # which would begin a formula
     )
-
-
-def _figure() -> Any:
-    try:
-        # The figure alone: pyplot would look for a display.
-        return importlib.import_module("matplotlib.figure").Figure
-    except ImportError as e:
-        raise ArtifactError(
-            "--plot needs matplotlib, which is not installed",
-            remedy="run `pip install 'edgezoo-core[plot]'`, or `pip install matplotlib`",
-        ) from e

@@ -95,12 +95,12 @@ def bench_command(
     shares the machine shares its speed.
     """
     with working(verbose=verbose) as stages:
-        from edgezoo_core import benchmark
+        from edgezoo_core import benchmark, drawing
         from edgezoo_core.benchmark import chart
         from edgezoo_core.benchmark import plan as plans
 
         if plot:
-            chart.check(plot)
+            drawing.check(plot)
         asked = plans.plan(
             [file, *([against] if against else [])],
             threads=threads,

@@ -94,14 +94,16 @@ def _keep(
 ) -> Found:
     promises.check(promise, wanted["engine"])
     if plot:
-        from edgezoo_core.searching import chart
+        from edgezoo_core import drawing
 
-        chart.check(plot)
+        drawing.check(plot)
     from edgezoo_core import search
 
     found = search.keep(target, promise, held_out=held_out, force=force, progress=stages, **wanted)
     if plot:
-        chart.draw(found, plot)
+        from edgezoo_core.searching import chart
+
+        chart.draw(promise, found.curve, found.trials, found.chosen, plot)
     return found
 
 

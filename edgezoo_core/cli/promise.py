@@ -14,13 +14,14 @@ from edgezoo_core.errors import RecipeError, plain
 from edgezoo_core.searching.promise import Preference, Promise, parse_bytes, parse_share
 
 if TYPE_CHECKING:
-    from edgezoo_core.search import Found, Trial
+    from edgezoo_core.search import Found
+    from edgezoo_core.searching.trials import Trial
 
 #: Choices of a group that are shown, of those whose formats differ most.
 _SHOWN = 12
 
 
-class _Parsed(click.ParamType):
+class _Parsed(click.ParamType[float]):
     """A value that a function reads."""
 
     def __init__(self, name: str, read: Callable[[str], float]) -> None:
@@ -127,7 +128,7 @@ def to_json(found: Found) -> dict[str, Any]:
 
 def show(found: Found) -> None:
     """Prints what was tried, what was chosen, and why."""
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             f"{t.size_bytes / 1e6:.1f}",
             f"{t.predicted:.4f}",

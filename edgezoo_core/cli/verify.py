@@ -86,6 +86,8 @@ def verify_command(
 
 def print_report(report: Report) -> None:
     """Prints a certificate for a person."""
+    from edgezoo_core.verification.report import nearness
+
     loss = report.outputs.loss
     rows: list[tuple[str, ...]] = []
     if report.structure:
@@ -100,11 +102,12 @@ def print_report(report: Report) -> None:
             )
         )
     stored = report.weights
+    near = nearness(stored.largest, is_compensated=stored.is_compensated)
     rows.append(
         (
             "weights",
             _verdict(stored.passes),
-            f"{stored.matrices} tensors, each row within {stored.largest:.3f} of half a step"
+            f"{stored.matrices} tensors, {near}"
             + (f"; not: {stored.bad[0]}" if stored.bad else ""),
         )
     )

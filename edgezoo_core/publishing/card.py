@@ -183,12 +183,15 @@ def source(manifest: Mapping[str, Any]) -> dict[str, Any]:
 def _certificate(found: Any) -> dict[str, Any]:
     if found is None:
         return {"certificate": [], "reference": None, "loss": None}
+    from edgezoo_core.verification.report import nearness
+
     structure, weights, outputs = (found[n] for n in ("structure", "weights", "outputs"))
     graph, allowed = "not examined", ""
     if structure:
         graph = f"float32 graph differs by {structure['relative_difference']:.1e} of the norm"
         allowed = f"{structure['bound']:.0e}"
-    rows, loss = f"each row within {weights['largest']:.3f} of half a step", outputs["loss"]
+    is_compensated = bool(weights.get("is_compensated"))
+    rows, loss = nearness(weights["largest"], is_compensated=is_compensated), outputs["loss"]
     said = f"mean KL {loss['mean_kl']:.2e} nats, 99th percentile {loss['p99_kl']:.2e}"
     parts = [
         ("structure", graph, allowed),

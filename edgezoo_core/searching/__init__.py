@@ -5,4 +5,6 @@ sensitivity    what each choice for each part of each layer loses by itself
 options        the choices: parts that share one, formats, sizes, work
 solver         which to take, if losses add up
 mixture        the recipe that a solution is
+trials         files that were examined, and what to try next
+chart          the picture of it
 """

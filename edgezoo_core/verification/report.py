@@ -8,7 +8,7 @@ from typing import Any
 
 from edgezoo_core.texts import finite
 from edgezoo_core.verification.measures import LayerDifference, Loss
-from edgezoo_core.verification.weights import MatrixError
+from edgezoo_core.verification.weights import COMPENSATED_BOUND, MatrixError
 
 #: Largest mean KL in nats that a file may lose, by the coarsest format in it. Two to three times
 #: what sound models lose; a model that its format ruins loses far more.
@@ -50,15 +50,18 @@ class Weights:
 
     Attributes:
         matrices: Matrices and vectors that were read.
-        largest: Largest error, in units of half a step of the format.
+        largest: Largest error, as a share of what passes: half a step of the format, or what
+            `weights.COMPENSATED_BOUND` says.
         worst: Parameter and row of it.
-        bad: Those beyond half a step: parameter, row, error.
+        bad: Those beyond what passes: parameter, row, error.
+        is_compensated: Whether there are weights whose errors make up for each other.
     """
 
     matrices: int
     largest: float
     worst: str
     bad: tuple[str, ...]
+    is_compensated: bool
 
     @property
     def passes(self) -> bool:
@@ -154,10 +157,17 @@ def structure(loss: Loss, layers: Sequence[LayerDifference]) -> Structure:
 
 def weights(errors: Sequence[MatrixError]) -> Weights:
     """Judges the stored rows."""
-    worst = max(errors, key=lambda e: e.largest)
-    bad = tuple(
-        f"{e.parameter} row {e.row}: {e.largest:.1f} half steps"
-        for e in errors
-        if not e.largest <= 1
-    )
-    return Weights(len(errors), worst.largest, f"{worst.parameter} row {worst.row}", bad)
+    worst = max(errors, key=lambda e: e.share)
+    bad = tuple(str(e) for e in errors if not e.share <= 1)
+    place = f"{worst.parameter} row {worst.row}"
+    return Weights(len(errors), worst.share, place, bad, any(e.is_compensated for e in errors))
+
+
+def nearness(largest: float, *, is_compensated: bool) -> str:
+    """Says how near stored rows are to their sources; see `Weights.largest`."""
+    if is_compensated:
+        return (
+            f"each row within {largest:.3f} of what passes: half a step, or {COMPENSATED_BOUND}"
+            " steps, root mean square, where errors make up for each other"
+        )
+    return f"each row within {largest:.3f} of half a step"

@@ -29,6 +29,9 @@ Floats = npt.NDArray[np.float32]
 
 #: Rounding of the quotient and of the scale itself, in steps.
 _ROUNDING = 1e-3
+#: Most that passes of a row whose errors make up for each other, in steps, root mean square: sound
+#: rows stay below 1.01, rows of another source are about 3 away.
+COMPENSATED_BOUND = 1.5
 #: Scales of blocks are float16: the largest value of a block may lie beyond the last code by the
 #: scale's own rounding times the number of codes.
 _HALF_PRECISION = 2.0**-11
@@ -43,15 +46,25 @@ class MatrixError:
         format: How it is stored.
         largest: Largest error in units of half a step; for floating-point formats, of half a unit
             in the last place. Up to 1 is as near as the format allows. Of weights whose errors
-            make up for each other, the root mean square of a row, in whole steps: a row of another
-            source is several away.
+            make up for each other, the root mean square of a row, in whole steps.
         row: Where that is.
+        is_compensated: Whether they do.
     """
 
     parameter: str
     format: str
     largest: float
     row: int
+    is_compensated: bool = False
+
+    @property
+    def share(self) -> float:
+        """The largest error as a share of the most that passes."""
+        return self.largest / COMPENSATED_BOUND if self.is_compensated else self.largest
+
+    def __str__(self) -> str:
+        unit = "steps, root mean square" if self.is_compensated else "half steps"
+        return f"{self.parameter} row {self.row}: {self.largest:.1f} {unit}"
 
 
 def compare(
@@ -94,8 +107,9 @@ def _matrix(
     file: int, matrix: Matrix, source: _Source, rescaling: Rescaling, is_compensated: bool
 ) -> MatrixError:
     fmt = FORMATS[matrix.format]
-    # What the graph multiplies by a number of its own was rounded to the nearest.
-    is_compensated = is_compensated and not matrix.operation
+    # What the graph multiplies by a number of its own was rounded to the nearest, as floats are.
+    is_integer = fmt is not None and not fmt.is_float
+    is_compensated = is_compensated and is_integer and not matrix.operation
     worst, place = 0.0, 0
     for first, values in source.chunks(matrix.parameter):
         expected = rescaling.matrix(matrix.parameter, first, _folded(values, matrix))
@@ -103,7 +117,7 @@ def _matrix(
         row = int(errors.argmax())
         if errors[row] > worst or not np.isfinite(errors[row]):
             worst, place = float(errors[row]), first + row
-    return MatrixError(matrix.parameter, matrix.format, worst, place)
+    return MatrixError(matrix.parameter, matrix.format, worst, place, is_compensated)
 
 
 def _errors(
