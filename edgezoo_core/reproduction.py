@@ -11,6 +11,8 @@ from typing import Any
 
 from edgezoo_core import artifact, manifests, partial, provenance, zoo
 from edgezoo_core.artifact import Artifact
+from edgezoo_core.calibrating import passage
+from edgezoo_core.errors import CalibrationError
 from edgezoo_core.types import Progress, silent
 
 logger = logging.getLogger(__name__)
@@ -41,7 +43,9 @@ class Reproduction:
         return all(self.same.values())
 
 
-def reproduce(manifest: Path, progress: Progress = silent) -> Reproduction:
+def reproduce(
+    manifest: Path, progress: Progress = silent, calibration: Path | None = None
+) -> Reproduction:
     """Converts again what a manifest describes, beside it, and compares; nothing of it is kept.
 
     A set of versions that is not the recorded one is told before any work.
@@ -49,14 +53,17 @@ def reproduce(manifest: Path, progress: Progress = silent) -> Reproduction:
     Args:
         manifest: The manifest; the artifact itself need not be there.
         progress: Told of each stage.
+        calibration: The text that a compensated artifact was calibrated on, if not the carried one.
 
     Raises:
         ArtifactError: It is no manifest.
+        CalibrationError: The text is another one than then.
         VerificationError: The source is not what it was.
         EdgezooError: The source cannot be had or converted.
     """
     recorded = artifact.read_manifest(manifest)
     manifests.require(recorded, manifest, "versions", "engine", "artifact")
+    _check_text(recorded, calibration)
     versions = changed_versions(recorded["versions"])
     for name, (then, now) in versions.items():
         logger.warning("%s was %s, and is %s now", name, then, now or "not installed")
@@ -71,9 +78,23 @@ def reproduce(manifest: Path, progress: Progress = silent) -> Reproduction:
             adapters=made.adapters,
             engine=recorded["engine"],
             with_bundle="bundle" in recorded,
+            calibration=calibration,
             progress=progress,
         ).artifact.manifest
     return _compared(recorded, again or {}, versions)
+
+
+def _check_text(recorded: Mapping[str, Any], calibration: Path | None) -> None:
+    then = recorded.get("recipe", {}).get("compensated", {}).get("text_sha256")
+    if then is None:
+        return
+    now = passage.digest(passage.read(calibration))
+    if now != then:
+        named = calibration or "the carried text"
+        raise CalibrationError(
+            f"it was calibrated on a text with sha256 {then}, and {named} has {now}",
+            remedy="name that text with --calibration FILE",
+        )
 
 
 def changed_versions(recorded: Mapping[str, str]) -> dict[str, tuple[str, str | None]]:

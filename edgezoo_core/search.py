@@ -9,7 +9,7 @@ the best file is found that keeps the promise.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 from edgezoo_core import artifact, engines, folds, partial, recipe_writing, zoo
 from edgezoo_core.cache import Cache
 from edgezoo_core.calibrating import passage
-from edgezoo_core.calibration import Reading
+from edgezoo_core.calibration import Calibrated, Reading
 from edgezoo_core.compiler import open_cache, workers
 from edgezoo_core.errors import ArtifactError, RecipeError
 from edgezoo_core.recipe import FORMATS
@@ -117,7 +117,7 @@ def keep(
     found = Found(
         promise,
         conversion,
-        _write_recipe(conversion, force=order.force),
+        _write_recipe(conversion),
         tuple(groups),
         tuple(trials),
         chosen,
@@ -146,6 +146,7 @@ class _Search:
         self._scratch = scratch
         self._watch = watch
         self._folds: dict[str, mixture.Folds] = {}
+        self._peaks = [0]
         self._request = {
             "job": order.job.to_json(),
             "adapters": order.adapters.to_json() if order.adapters else [],
@@ -157,26 +158,23 @@ class _Search:
     def run(self, held_out: str) -> tuple[list[Measured], list[Trial]]:
         """Returns what could be chosen and what was tried, in order."""
         groups = self._weighed()
-        (answer,) = workers.run(
+        passages = self._work(
             "refer_held_out",
-            [
-                {
-                    **self._request,
-                    "text": held_out,
-                    "longest": self._capacity(),
-                    "folder": str(self._scratch),
-                }
-            ],
-            self._watch,
-        )
+            **self._request,
+            text=held_out,
+            longest=self._capacity(),
+            folder=str(self._scratch),
+        )["passages"]
         trials: list[Trial] = []
         while solution := tried.following(groups, self._promise, trials):
-            trials.append(self._try(groups, solution, answer.result["passages"]))
+            trials.append(self._try(groups, solution, passages))
         return groups, trials
 
     def convert(self, trial: Trial) -> Conversion:
         """Makes the file of a trial where it was asked for."""
-        return self._convert(trial.recipe, self._order)
+        made = self._convert(trial.recipe, self._order)
+        peaks = {**made.peak_memory_bytes, "searching": max(self._peaks)}
+        return replace(made, peak_memory_bytes=peaks)
 
     def _capacity(self) -> int:
         job = self._order.job
@@ -184,36 +182,37 @@ class _Search:
 
     def _weighed(self) -> list[Measured]:
         """Returns what can be chosen, with what each choice loses."""
-        (answer,) = workers.run("choices", [self._request], self._watch)
-        groups = [Measured.from_json(g) for g in answer.result["groups"]]
+        found = self._work("choices", **self._request)["groups"]
+        groups = [Measured.from_json(group) for group in found]
         coarse = [g.options[0].format for g in groups]
         fine = ["dynamic_int8" for _ in groups]
         calibrated = {}
         for formats in (coarse, fine):
             recipe = replace(mixture.recipe(self._promise.name, groups, formats), is_smoothed=True)
-            found = self._reading.calibrated(recipe, self._cache)
+            by_text = self._calibrated(recipe)
             told = {
-                "folds": {place: folds.spell(k) for place, k in found.recipe.folds.items()},
-                "codes": [str(path) for path in found.paths],
+                "folds": {place: folds.spell(k) for place, k in by_text.recipe.folds.items()},
+                "codes": [str(path) for path in by_text.paths],
             }
             for fmt in set(formats):
                 calibrated[fmt] = told
-                self._folds[fmt] = found.recipe.folds
+                self._folds[fmt] = by_text.recipe.folds
         calibrated["weight_only_int8"] = calibrated["dynamic_int8"]
         self._folds["weight_only_int8"] = self._folds["dynamic_int8"]
         recipe = mixture.recipe(self._promise.name, groups, fine)
         key = {fmt: told["folds"] for fmt, told in calibrated.items()}
-        entry, _ = self._reading.entry("weigh", recipe, self._cache, key, calibrated=calibrated)
+        entry, peak = self._reading.entry("weigh", recipe, self._cache, key, calibrated=calibrated)
+        self._peaks.append(peak)
         losses = self._reading.answer(entry)["losses"]
         return [
             replace(
                 group,
                 options=tuple(
                     replace(option, loss=max(loss, 0.0))
-                    for option, loss in zip(group.options, found, strict=True)
+                    for option, loss in zip(group.options, lost, strict=True)
                 ),
             )
-            for group, found in zip(groups, losses, strict=True)
+            for group, lost in zip(groups, losses, strict=True)
         ]
 
     def _try(
@@ -225,9 +224,11 @@ class _Search:
         order = replace(self._order, output=path, force=True, with_bundle=False)
         made = self._convert(recipe, order)
         self._watch("examining the file")
-        request = {"path": str(path), "passages": passages, "folder": str(self._scratch)}
-        (answer,) = workers.run("examine_held_out", [request], self._watch)
-        lost = Lost(**answer.result)
+        lost = Lost(
+            **self._work(
+                "examine_held_out", path=str(path), passages=passages, folder=str(self._scratch)
+            )
+        )
         size = made.artifact.path.stat().st_size
         trial = Trial(
             recipe,
@@ -249,12 +250,22 @@ class _Search:
         return trial
 
     def _convert(self, recipe: Recipe, order: engines.Order) -> Conversion:
-        found = self._reading.calibrated(recipe, self._cache)
+        found = self._calibrated(recipe)
         job = replace(order.job, recipe=found.recipe)
         return zoo.carry_out(replace(order, job=job, codes=found.codes), "streaming", self._watch)
 
+    def _calibrated(self, recipe: Recipe) -> Calibrated:
+        found = self._reading.calibrated(recipe, self._cache)
+        self._peaks.append(found.peak_memory_bytes)
+        return found
 
-def _write_recipe(conversion: Conversion, *, force: bool) -> Path:
+    def _work(self, stage: str, **request: Any) -> Mapping[str, Any]:
+        (answer,) = workers.run(stage, [request], self._watch)
+        self._peaks.append(answer.peak_memory_bytes)
+        return answer.result
+
+
+def _write_recipe(conversion: Conversion) -> Path:
     """Writes the recipe that makes the file again beside it."""
     path = recipe_path(conversion.artifact.path)
     named = recipe_writing.recipe_file(conversion.artifact.manifest or {})

@@ -174,12 +174,15 @@ def convert_source(
     engine: Engine = "streaming",
     jobs: int | None = None,
     with_bundle: bool = False,
+    calibration: Path | None = None,
     progress: Progress = silent,
 ) -> Conversion:
     """Converts files that were obtained before; otherwise like `convert`."""
     job = source.job(recipe, shapes)
     jobs = jobs or workers.default_jobs()
-    order = engines.Order(job, source, adapters, output, False, jobs, True, with_bundle)
+    order = engines.Order(
+        job, source, adapters, output, False, jobs, True, with_bundle, calibration
+    )
     return carry_out(order, engine, Stopwatch(progress))
 
 

@@ -14,10 +14,18 @@ from edgezoo_core.cli.verify import FAILED
 
 @click.command("reproduce")
 @click.argument("manifest", type=click.Path(path_type=Path))
+@click.option(
+    "--calibration",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="The text that it was calibrated on, if it was the user's own.",
+)
 @json_option
 @verbose_option
 @click.pass_context
-def reproduce_command(ctx: click.Context, manifest: Path, as_json: bool, verbose: bool) -> None:
+def reproduce_command(
+    ctx: click.Context, manifest: Path, calibration: Path | None, as_json: bool, verbose: bool
+) -> None:
     """Convert again what MANIFEST describes, and compare; nothing of it is kept.
 
     Exit code 3 says that something came out otherwise.
@@ -25,7 +33,7 @@ def reproduce_command(ctx: click.Context, manifest: Path, as_json: bool, verbose
     with working(verbose=verbose) as stages:
         from edgezoo_core import reproduction
 
-        found = reproduction.reproduce(manifest, stages)
+        found = reproduction.reproduce(manifest, stages, calibration)
         stages.done()
     if as_json:
         print_json({**asdict(found), "passes": found.passes})

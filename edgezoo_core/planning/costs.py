@@ -33,6 +33,8 @@ _TORCH_BYTES = 240_000_000
 _TRACER_BYTES, _MASKS_HELD = 672_000_000, 8
 #: The worker that calibrates: the libraries, and the largest layer in float32 so many times.
 _CALIBRATOR_BYTES, _LAYERS_HELD = 900_000_000, 2
+#: It rounds: second moments of the largest group of layers (`calibrating.compensation`).
+_MOMENTS_BYTES = 1_100_000_000
 #: The worker that quantizes: the libraries, each layer in each signature, the scales so many times.
 _QUANTIZER_BYTES, _QUANTIZER_LAYER_BYTES, _SCALES_HELD = 82_000_000, 280_000, 7
 #: The worker that bundles: the libraries, and the tokenizer's files so many times.
@@ -45,6 +47,8 @@ _LITERT_BYTES, _LITERT_PARAMETER_BYTES = 1_200_000_000, 19.8
 _START, _IMPORT, _TRACE, _QUANTIZE, _QUANTIZE_LAYER = 1.7, 6.0, 4.9, 0.6, 0.023
 #: To calibrate: the libraries and the tokenizer, and per billion parameters.
 _CALIBRATE, _CALIBRATE_PARAMETERS = 14.0, 90.0
+#: To round weights so that their errors make up for each other; the same.
+_COMPENSATE, _COMPENSATE_PARAMETERS = 8.0, 220.0
 #: To import what reads tokenizers, and to try one, per million bytes of it.
 _TOKENIZER, _TOKENIZER_MB = 7.4, 0.25
 #: Seconds per gigabyte: of the checkpoint read, hashed and encoded; of it more in blocks; of the
@@ -96,6 +100,8 @@ class Work:
         needs_torch: Whether PyTorch files are read, or adapters merged.
         largest: Numbers in the largest parameter.
         is_calibrated: Whether the model is run first, for what its recipe folds.
+        is_compensated: Whether it is run for the errors of its weights, which make up for each
+            other.
     """
 
     engine: str
@@ -113,6 +119,7 @@ class Work:
     needs_torch: bool
     largest: int
     is_calibrated: bool
+    is_compensated: bool
 
 
 def memory(work: Work) -> dict[str, int]:
@@ -121,6 +128,8 @@ def memory(work: Work) -> dict[str, int]:
     found: dict[str, int] = {}
     if work.is_calibrated:
         found["calibrating"] = _CALIBRATOR_BYTES + _LAYERS_HELD * 4 * work.largest
+        if work.is_compensated:
+            found["calibrating"] += _MOMENTS_BYTES
     if work.engine == "litert":
         found["litert"] = int(_LITERT_BYTES + _LITERT_PARAMETER_BYTES * work.parameters)
     else:
@@ -145,7 +154,10 @@ def seconds(work: Work, speed: Speed) -> dict[str, float]:
     found = {"start": _START * speed.python}
     if work.is_calibrated:
         billions = work.parameters / _GB
-        found["calibrating"] = (_CALIBRATE + _CALIBRATE_PARAMETERS * billions) * speed.python
+        took = _CALIBRATE + _CALIBRATE_PARAMETERS * billions
+        if work.is_compensated:
+            took += _COMPENSATE + _COMPENSATE_PARAMETERS * billions
+        found["calibrating"] = took * speed.python
     if work.engine == "litert":
         found["litert"] = (_LITERT + _LITERT_PARAMETERS * work.parameters / _GB) * speed.python
     else:

@@ -235,6 +235,7 @@ class _Examination:
             or any(n.endswith(PYTORCH_SUFFIXES) for n in files),
             largest=max((math.prod(s) for s in known.shapes.values()), default=0),
             is_calibrated=self._request.recipe.calibrates,
+            is_compensated=self._request.recipe.is_compensated,
         )
 
     def _check_adapters(self) -> None:

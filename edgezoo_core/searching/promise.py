@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 Preference = Literal["size", "speed"]
 
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kMG]?)B?", re.IGNORECASE)
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kMG]?)B?", re.IGNORECASE | re.ASCII)
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
-_SHARE = re.compile(r"(\d+(?:\.\d+)?)\s*(%?)")
+_SHARE = re.compile(r"(\d+(?:\.\d+)?)\s*(%?)", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +62,8 @@ class Promise:
 
     def share(self, lost: Lost) -> float:
         """Returns how much of what may be lost is lost: up to 1 is kept."""
+        if not (math.isfinite(lost.mean_kl) and math.isfinite(lost.perplexity)):
+            return math.inf
         shares = [0.0]
         if self.max_kl is not None:
             shares.append(_share(lost.mean_kl, self.max_kl))

@@ -212,6 +212,7 @@ def work(**changes) -> Work:
         "needs_torch": False,
         "largest": 1 << 20,
         "is_calibrated": False,
+        "is_compensated": False,
     }
     return Work(**{**usual, **changes})
 
@@ -235,6 +236,13 @@ def test_calibration_is_a_stage_of_its_own():
         for n in (GB, 3 * GB)
     )
     assert small < large < 3 * small
+    rounding = work(is_calibrated=True, is_compensated=True)
+    assert costs.memory(rounding)["calibrating"] > calibrated["calibrating"]
+    plain_s, rounding_s = (
+        costs.seconds(asked, costs.Speed())["calibrating"]
+        for asked in (work(is_calibrated=True), rounding)
+    )
+    assert rounding_s > plain_s
     assert "calibrating" not in costs.seconds(work(), costs.Speed())
 
 
