@@ -74,7 +74,7 @@ _OPTIONS = (
         "--calibration",
         metavar="FILE",
         type=click.Path(path_type=Path),
-        help="A text for recipes that calibrate (int8).  [default: a carried one]",
+        help="A text for recipes that calibrate (int8, int4).  [default: a carried one]",
     ),
     click.option("--no-cache", is_flag=True, help="Neither use nor keep compiled graphs."),
 )

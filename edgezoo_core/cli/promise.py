@@ -11,7 +11,7 @@ import click
 
 from edgezoo_core.cli.options import F, table
 from edgezoo_core.errors import RecipeError, plain
-from edgezoo_core.searching.promise import Preference, Promise, parse_bytes, parse_share
+from edgezoo_core.searching.promise import Preference, Promise, parse_bytes, parse_nats, parse_share
 
 if TYPE_CHECKING:
     from edgezoo_core.search import Found
@@ -38,7 +38,8 @@ class _Parsed(click.ParamType[float]):
 _OPTIONS = (
     click.option(
         "--max-kl",
-        type=click.FloatRange(min=0, min_open=True),
+        type=_Parsed("nats", parse_nats),
+        metavar="NATS",
         help="Promise: mean KL divergence from the checkpoint, in nats. The recipe is looked for.",
     ),
     click.option(

@@ -91,6 +91,21 @@ class Promise:
         return asdict(self)
 
 
+def parse_nats(text: str) -> float:
+    """Reads a KL divergence in nats: `0.01`.
+
+    Raises:
+        ValueError: It is none, or nothing.
+    """
+    try:
+        found = float(text)
+    except ValueError:
+        found = 0.0
+    if not (found > 0 and math.isfinite(found)):
+        raise ValueError(f"{text!r} is no divergence such as 0.01")
+    return found
+
+
 def parse_bytes(text: str) -> int:
     """Reads a size: `700MB`, `1.5 GB`, `80000000`; units are powers of 1000.
 

@@ -46,7 +46,7 @@ def test_file_says_what_is_folded_or_asks_for_calibration(tmp_path):
     ("text", "reason"),
     [
         ("smooth = 1", "smooth must be true or false"),
-        ('smooth = true\n[folds]\nfinal_norm = "m"', "false beside"),
+        ('smooth = true\n[folds]\nfinal_norm = "m"', "chooses what \\[folds\\] says"),
         ('folds = "m"', "folds must be a table"),
         ("[folds]\nfinal_norm = 3", "folds.final_norm"),
         ('[folds]\nfinal_norm = "mZ"', "is no row of letters"),
