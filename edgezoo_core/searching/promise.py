@@ -58,7 +58,9 @@ class Promise:
             told.append(f"ppl{100 * self.max_ppl_increase:g}")
         if self.max_bytes is not None:
             told.append(f"{self.max_bytes / 1e6:g}MB")
-        return "_".join([*told, *(["fast"] if self.prefer == "speed" else [])])
+        if self.prefer == "speed":
+            told.append("fast")
+        return "_".join(told).replace("+", "")  # 1e+06: names of recipes have none
 
     def share(self, lost: Lost) -> float:
         """Returns how much of what may be lost is lost: up to 1 is kept."""

@@ -9,6 +9,7 @@ import random
 import pytest
 
 from edgezoo_core.errors import RecipeError
+from edgezoo_core.recipe import read
 from edgezoo_core.searching import mixture, solver, trials
 from edgezoo_core.searching.options import Measured, Option
 from edgezoo_core.searching.promise import Promise, parse_bytes, parse_share
@@ -93,6 +94,21 @@ def test_what_is_no_share(text):
 def test_something_must_be_promised():
     with pytest.raises(RecipeError, match="nothing is promised"):
         Promise()
+
+
+@pytest.mark.parametrize(
+    ("promise", "name"),
+    [
+        (Promise(max_kl=0.05), "kl0.05"),
+        (Promise(max_ppl_increase=0.01, max_bytes=7 * 10**8, prefer="speed"), "ppl1_700MB_fast"),
+        (Promise(max_kl=1e-7, max_bytes=10**13), "kl1e-07_1e07MB"),
+    ],
+)
+def test_recipe_of_a_promise_has_a_name_that_a_file_may_have(promise, name, tmp_path):
+    assert promise.name == name
+    path = tmp_path / "r.toml"
+    path.write_text(f'name = "{name}"\n')
+    assert read(path).name == name
 
 
 def test_every_limit_counts():
