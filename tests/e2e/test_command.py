@@ -269,7 +269,7 @@ def test_interrupt_leaves_the_earlier_file_and_nothing_else(converted, checkpoin
     [
         (["convert", "gema-2b"], "no model is called 'gema-2b'", "did you mean gemma-2b?"),
         (["convert", "./absent"], "no such folder", "check the path"),
-        (["convert", "gemma-2b", "--recipe", "int4"], "no recipe is called 'int4'", ""),
+        (["convert", "gemma-2b", "--recipe", "int5"], "no recipe is called 'int5'", ""),
         (["run", "absent.tflite", "--prompt", "x"], "absent.tflite: no such file", "check"),
         (["info", "nothing"], "no model is called 'nothing'", "edgezoo list --available"),
     ],

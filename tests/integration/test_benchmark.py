@@ -16,7 +16,7 @@ from litert_lm_builder.runtime.proto import llm_metadata_pb2
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from edgezoo_core import benchmark, bundle, measuring, zoo
+from edgezoo_core import benchmark, bundle, drawing, measuring, zoo
 from edgezoo_core.benchmark import chart
 from edgezoo_core.benchmark import plan as plans
 from edgezoo_core.benchmark.figures import Spread, ratio, report, spread
@@ -315,4 +315,4 @@ def test_plot_is_a_png_with_a_line_for_each_file_and_number_of_threads(converted
     assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     for wrong, words in (("x.svg", "no .png"), ("none/x.png", "no folder")):
         with pytest.raises(ArtifactError, match=words):
-            chart.check(tmp_path / wrong)
+            drawing.check(tmp_path / wrong)
